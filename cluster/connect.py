@@ -1,0 +1,124 @@
+"""The Ray cluster of a job: started for it on this machine, or one that runs already."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from conf.errors import UserError
+from conf.schema.cluster import ClusterSpec
+
+PACKAGES = ("conf", "serve", "pipelines", "cluster")
+"""What workers on other machines need of us."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Connection:
+    """A cluster that can be used."""
+
+    resources: dict[str, float]
+    """All that it has, by Ray's names."""
+    start_s: float
+    logs: Path | None
+    """Where the local cluster's logs are; null where it is not ours."""
+
+
+def local_devices() -> int:
+    """Returns the number of NVIDIA GPUs of this machine, without loading CUDA."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    return sum(path.name.removeprefix("nvidia").isdigit() for path in Path("/dev").glob("nvidia*"))
+
+
+@contextmanager
+def connect(spec: ClusterSpec, num_cpus: int) -> Iterator[Connection]:
+    """Starts or joins a cluster and leaves it at the end.
+
+    Args:
+        spec: which.
+        num_cpus: CPUs that a local cluster must count at least.
+
+    Raises:
+        UserError: when the cluster cannot be reached.
+    """
+    _set_environment()
+    began = time.monotonic()
+    import ray
+
+    folder = None
+    if spec.address is None:
+        folder = Path(tempfile.mkdtemp(prefix="manta-"))  # short: Ray's socket paths have 107 characters at most
+        counted = spec.num_cpus or max(os.cpu_count() or 1, num_cpus)
+        context = ray.init(
+            address="local",
+            num_cpus=counted,
+            object_store_memory=spec.object_store_bytes,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(folder),
+        )
+    else:
+        context = _join(spec.address)
+    _quiet_ray_data()
+    try:
+        session = Path(context.address_info["session_dir"])  # type: ignore[union-attr]
+        yield Connection(
+            resources=ray.cluster_resources(),
+            start_s=time.monotonic() - began,
+            logs=session / "logs" if folder else None,
+        )
+    finally:
+        with suppress(Exception):
+            ray.shutdown()
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _join(address: str) -> object:
+    import ray
+
+    root = Path(__file__).resolve().parent.parent
+    try:
+        return ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"py_modules": [str(root / name) for name in PACKAGES]},
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"cluster.address={address}: no cluster answers: {str(error).splitlines()[0]}") from error
+
+
+def _set_environment() -> None:
+    """Sets what Ray reads when it is imported; what the user set wins."""
+    defaults = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "PYTHONWARNINGS": "ignore::FutureWarning",
+    }
+    for key, value in defaults.items():
+        os.environ.setdefault(key, value)
+
+
+def _quiet_ray_data() -> None:
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.enable_auto_log_stats = False
+    for name in ("ray.data", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.CRITICAL)

@@ -1,0 +1,128 @@
+"""`manta VERB`: finds the verb, composes its job, turns the outcome into an exit code.
+
+Exit codes: 0 done, 1 our fault, 2 the user's mistake (one line, no traceback), 3 done but some rows failed,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+
+from conf.errors import UserError, nearest
+
+VERBS: dict[str, tuple[str, str]] = {
+    "batch": ("pipelines.batch.job:run", "run a model over a table: prompts in, answers out"),
+    "doctor": ("cluster.doctor:run", "check this machine: versions, devices, memory, and what mends them"),
+    "completion": ("conf.completion:run", "print the shell's completion script: eval \"$(manta completion bash)\""),
+}
+"""Each verb's function, imported only when it is called, and what it does."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one verb and returns the exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    if words and words[0] == "--complete":  # the shell asks; see conf/completion.py
+        return _load("conf.completion:answer")(words[1:])
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        print(f"manta {_version()}")
+        return 0
+    verb, rest = words[0], words[1:]
+    if verb not in VERBS:
+        print(f"manta: no verb '{verb}'{nearest(verb, VERBS)} (there are {', '.join(VERBS)})", file=sys.stderr)
+        return 2
+    try:
+        return _run(verb, rest)
+    except UserError as error:
+        print(f"manta {verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"manta {verb}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 141
+    except Exception:
+        traceback.print_exc()
+        print(f"manta {verb}: this is a fault of Manta's or of a library below it, not of your input", file=sys.stderr)
+        return 1
+
+
+def _run(verb: str, words: list[str]) -> int:
+    from conf import entry
+    from conf.help import help_text
+
+    if verb not in entry.SCHEMAS:
+        return _load(VERBS[verb][0])(words)
+    flags = [word for word in words if word.startswith("-") and not word.startswith("--config")]
+    if any(flag in ("-h", "--help") for flag in flags):
+        print(help_text(verb, VERBS[verb][1]))
+        return 0
+    if flags:
+        flags, overrides = _split_flags(words)
+        entry.show(verb, flags, overrides)
+        return 0
+    return _load(VERBS[verb][0])(entry.compose(verb, *words))
+
+
+def _split_flags(words: list[str]) -> tuple[list[str], list[str]]:
+    """Parts the flags that Hydra answers itself, with their values, from the overrides."""
+    with_value = {"--cfg": ("job", "hydra", "all"), "-c": ("job", "hydra", "all"), "--package": None, "-p": None}
+    plain = {"--resolve"}
+    flags: list[str] = []
+    overrides: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word in with_value:
+            value, allowed = next(rest, ""), with_value[word]
+            if not value or (allowed and value not in allowed):
+                raise UserError(f"{word} takes {' or '.join(allowed or ('a package',))}, got '{value}'")
+            flags += [word, value]
+        elif word in plain:
+            flags.append(word)
+        elif word.startswith("-"):
+            known = [*with_value, *plain, "--help"]
+            raise UserError(f"unknown option '{word}'{nearest(word, known)} (there are {', '.join(known)})")
+        else:
+            overrides.append(word)
+    return flags, overrides
+
+
+def _load(target: str) -> Callable[..., int]:
+    module, function = target.split(":")
+    return getattr(import_module(module), function)
+
+
+def _usage() -> str:
+    verbs = "\n".join(f"  {verb:<12}{what}" for verb, (_, what) in VERBS.items())
+    return f"""manta {_version()}: language models over tables, on one Ray cluster
+
+usage: manta VERB [group=option ...] [key=value ...]
+
+verbs:
+{verbs}
+
+manta VERB --help lists a verb's keys; manta VERB --cfg job prints what would run.
+
+exit codes: 0 done, 2 your mistake, 3 some rows failed, 130 interrupted, 1 our fault"""
+
+
+def _version() -> str:
+    try:
+        return version("manta")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def entrypoint() -> None:
+    """What the `manta` script calls."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entrypoint()

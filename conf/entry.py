@@ -1,0 +1,125 @@
+"""The only importer of Hydra: from words on a command line to a typed job."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from conf.errors import UserError, nearest
+from conf.keys import keys_of
+from conf.override import fit_overrides
+from conf.schema.batch import BatchJob
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The folder that holds conf/ and demo/."""
+
+SCHEMAS: dict[str, type] = {"batch": BatchJob}
+"""The primary configurations, each the root of a verb."""
+
+_store = ConfigStore.instance()
+for _name, _schema in SCHEMAS.items():
+    _store.store(name=f"{_name}_schema", node=_schema)
+OmegaConf.register_new_resolver("manta.root", lambda path: str(ROOT / path), replace=True)
+
+
+def groups() -> list[str]:
+    """Returns the names of the configuration groups, such as ``model``."""
+    return sorted(folder.name for folder in Path(__file__).parent.iterdir() if any(folder.glob("*.yaml")))
+
+
+def options(group: str) -> list[str]:
+    """Returns the options of a group, such as ``demo`` of ``model``."""
+    return sorted(path.stem for path in (Path(__file__).parent / group).glob("*.yaml"))
+
+
+def compose_config(name: str, *overrides: str) -> DictConfig:
+    """Composes the configuration of a verb, unresolved.
+
+    Raises:
+        UserError: for an override that is wrong; one line.
+    """
+    words = fit_overrides(SCHEMAS[name], groups(), overrides)
+    for word in words:
+        _check_option(word)
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_module("conf", version_base="1.3"):
+            return hydra.compose(name, overrides=words)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_one_line(error)) from error
+
+
+def compose(name: str, *overrides: str) -> Any:
+    """Composes the typed job of a verb: ``compose("batch", "model=demo", "data=tickets")``.
+
+    Returns:
+        An instance of ``SCHEMAS[name]``.
+
+    Raises:
+        UserError: for an override that is wrong, a value that breaks a rule, or one that is missing; one line.
+    """
+    config = compose_config(name, *overrides)
+    try:
+        missing = sorted(OmegaConf.missing_keys(config))
+        if not missing:
+            return OmegaConf.to_object(config)
+    except UserError:
+        raise
+    except OmegaConfBaseException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise UserError(_one_line(error)) from error
+    key, group = missing[0], missing[0].split(".")[0]
+    doc = next((k.doc for k in keys_of(SCHEMAS[name]) if k.name == key), "").rstrip(".")
+    shipped = f"; or take a shipped choice: {group}=NAME, of {', '.join(options(group))}" if group in groups() else ""
+    raise UserError(f"{key} must be set: {doc}{shipped}")
+
+
+def show(name: str, flags: list[str], overrides: list[str]) -> None:
+    """Lets Hydra answer a question about the configuration (``--cfg job``, ``--info defaults``); runs nothing.
+
+    Raises:
+        UserError: for an override that is wrong.
+    """
+    compose_config(name, *overrides)
+    sys.argv = [f"manta {name}", *flags, *fit_overrides(SCHEMAS[name], groups(), overrides)]
+    GlobalHydra.instance().clear()
+    hydra.main(config_path="pkg://conf", config_name=name, version_base="1.3")(lambda _: None)()
+
+
+def complete(name: str, line: str) -> list[str]:
+    """Returns the words that can end ``line`` (the overrides typed so far), by Hydra's own completion."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.core_plugins.bash_completion import BashCompletion
+    from hydra._internal.utils import create_config_search_path
+
+    loader = ConfigLoaderImpl(create_config_search_path("pkg://conf"))
+    return BashCompletion(loader)._query(config_name=name, line=line)
+
+
+def _check_option(word: str) -> None:
+    group, _, value = word.lstrip("+").partition("=")
+    group = group.split("@")[0]
+    if group in groups() and re.fullmatch(r"[\w-]+", value) and value not in (*options(group), "null"):
+        hint = f"{nearest(value, options(group))} (there are {', '.join(options(group))})"
+        raise UserError(f"no option '{value}' of {group}{hint}")
+
+
+def _one_line(error: Exception) -> str:
+    """The first telling line of Hydra's or OmegaConf's message, with the key that it is about."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    key = str(getattr(cause, "full_key", "") or "")
+    if not key:
+        key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
+    text = lines[0] if lines else type(error).__name__
+    return f"{key}: {text}" if key and key not in text else text

@@ -1,0 +1,81 @@
+"""What keys a job has: names, types and the documentation that stands under each field."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Key:
+    """One leaf of a job's configuration."""
+
+    name: str
+    """Its dotted path, such as ``sampling.max_tokens``."""
+    type: Any
+    doc: str
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the value is text, to be taken literally from the command line."""
+        return self.type is Any or str in _members(self.type)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether keys may be added below it."""
+        return get_origin(self.type) is dict
+
+    @property
+    def type_name(self) -> str:
+        """The type as a person writes it."""
+        names = []
+        for member in _members(self.type):
+            if member is type(None):
+                names.append("null")
+            elif isinstance(member, type) and issubclass(member, _enum()):
+                names.extend(option.name for option in member)
+            else:
+                names.append(getattr(member, "__name__", str(member)) if get_origin(member) is None else str(member))
+        return "|".join(names).replace("typing.", "")
+
+
+def _enum() -> type:
+    from enum import Enum
+
+    return Enum
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    if get_origin(annotation) in (Union, types.UnionType):
+        return get_args(annotation)
+    return (annotation,)
+
+
+@cache
+def _docs(cls: type) -> dict[str, str]:
+    """The string that follows each field in the class's source."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    docs: dict[str, str] = {}
+    for node, after in zip(tree.body, tree.body[1:], strict=False):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            is_doc = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            docs[node.target.id] = " ".join(str(after.value.value).split()) if is_doc else ""  # type: ignore[union-attr]
+    return docs
+
+
+def keys_of(schema: type, prefix: str = "") -> Iterator[Key]:
+    """Yields every leaf of a schema, in the order of its fields."""
+    hints = get_type_hints(schema)
+    for field in fields(schema):
+        annotation = hints[field.name]
+        if isinstance(annotation, type) and is_dataclass(annotation):
+            yield from keys_of(annotation, f"{prefix}{field.name}.")
+        else:
+            yield Key(name=f"{prefix}{field.name}", type=annotation, doc=_docs(schema).get(field.name, ""))

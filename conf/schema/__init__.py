@@ -1,0 +1,1 @@
+"""Types, defaults and checks of every configuration node."""

@@ -1,0 +1,42 @@
+"""The root of `manta batch`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from conf.errors import UserError
+from conf.schema.cluster import ClusterSpec
+from conf.schema.data import DataSpec
+from conf.schema.engine import EngineSpec
+from conf.schema.model import ModelSpec
+from conf.schema.output import OutputSpec
+from conf.schema.sampling import SamplingSpec
+
+
+@dataclass(kw_only=True, slots=True)
+class ProgressSpec:
+    """What a running job shows."""
+
+    interval_s: float = 10.0
+    """Seconds between lines where the output is no terminal."""
+    quiet: bool = False
+    """Show nothing before the summary."""
+    show_rows: int = 3
+    """Answers shown under the summary."""
+
+    def __post_init__(self) -> None:
+        if self.interval_s <= 0:
+            raise UserError(f"progress.interval_s must be > 0, got {self.interval_s}")
+
+
+@dataclass(kw_only=True, slots=True)
+class BatchJob:
+    """A table of prompts in, a table of answers out."""
+
+    model: ModelSpec = field(default_factory=ModelSpec)
+    engine: EngineSpec = field(default_factory=EngineSpec)
+    sampling: SamplingSpec = field(default_factory=SamplingSpec)
+    data: DataSpec = field(default_factory=DataSpec)
+    output: OutputSpec = field(default_factory=OutputSpec)
+    cluster: ClusterSpec = field(default_factory=ClusterSpec)
+    progress: ProgressSpec = field(default_factory=ProgressSpec)

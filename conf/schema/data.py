@@ -1,0 +1,70 @@
+"""The table of prompts, and how a row becomes a prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+from conf.errors import UserError
+
+
+class DataFormat(Enum):
+    """How input files are read; ``auto`` goes by the file's name."""
+
+    auto = "auto"
+    parquet = "parquet"
+    jsonl = "jsonl"
+    csv = "csv"
+
+
+@dataclass(kw_only=True, slots=True)
+class DataSpec:
+    """Input and prompt. Exactly one of prompt, prompt_file and messages says what is asked."""
+
+    input: Any = MISSING
+    """A file, a folder, a glob, a URI (s3://, gs://, hdfs://, file://), or a list of them."""
+    format: DataFormat = DataFormat.auto
+    prompt: str | None = None
+    """A Jinja template over the row's columns: '{{ question }}'."""
+    prompt_file: str | None = None
+    """A file that holds the template."""
+    system: str | None = None
+    """A template for the system message."""
+    messages: str | None = None
+    """A column of chat messages: a list of {role, content}, or such a list as JSON text."""
+    apply_chat_template: bool | None = None
+    """Wrap the prompt in the model's chat template; null does so where the model has one."""
+    id: str | None = None
+    """A column that names each row; file and position where null."""
+    answer: str | None = None
+    """A column of expected answers: the summary then gives the share of exact matches."""
+    limit: int | None = None
+    """Read this many rows at most."""
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"data.limit must be >= 1 or null, got {self.limit}")
+
+    def check(self) -> None:
+        """Checks what needs the composed values.
+
+        Raises:
+            UserError: when there is no input, or not exactly one source of prompts.
+        """
+        inputs = self.inputs
+        if not inputs or not all(isinstance(uri, str) and uri for uri in inputs):
+            raise UserError(f"data.input must be a path, a URI or a list of them, got {self.input!r}")
+        named = [k for k in ("prompt", "prompt_file", "messages") if getattr(self, k) is not None]
+        if len(named) != 1:
+            got = " and ".join(f"data.{k}" for k in named) or "none"
+            raise UserError(f"exactly one of data.prompt, data.prompt_file, data.messages must be set, got {got}")
+        if self.messages is not None and self.system is not None:
+            raise UserError("data.system goes with data.prompt, not with data.messages (put it in the messages)")
+
+    @property
+    def inputs(self) -> list[str]:
+        """The inputs as a list."""
+        return [self.input] if isinstance(self.input, str) else list(self.input or [])

@@ -1,0 +1,108 @@
+"""How the model runs: device, partitioning, replicas, batching."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from conf.errors import UserError
+
+
+class EngineKind(Enum):
+    """Which adapter answers."""
+
+    vllm = "vllm"
+    fake = "fake"
+
+
+class Device(Enum):
+    """Where an engine runs; ``auto`` is CUDA where the cluster has a GPU, else the CPU."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class EngineProcess(Enum):
+    """Where the engine's core loop lives.
+
+    ``inline`` is a thread of the replica (one import of vLLM, no serialisation between processes: best on CPU),
+    ``separate`` a process of its own (detokenising overlaps with the device's steps: best on a GPU).
+    ``auto`` picks by device.
+    """
+
+    auto = "auto"
+    inline = "inline"
+    separate = "separate"
+
+
+@dataclass(kw_only=True, slots=True)
+class FaultSpec:
+    """Faults the fake engine injects. Row markers are looked for in the prompt's text."""
+
+    reject_marker: str | None = None
+    """A prompt that contains it is rejected."""
+    die_marker: str | None = None
+    """A prompt that contains it kills the engine."""
+    die_after: int = 0
+    """The engine dies once, after this many completions; 0 is never. Needs ``die_once_file``."""
+    die_once_file: str | None = None
+    """A local file that remembers that the engine has died, so that its successor lives."""
+    latency_ms: float = 0.0
+    """Time from request to completion, in milliseconds."""
+    fail_start: bool = False
+    """The engine fails to start."""
+
+
+@dataclass(kw_only=True, slots=True)
+class EngineSpec:
+    """One pool of equal engines. Sizes multiply: num_replicas x tensor_parallel_size x pipeline_parallel_size devices."""
+
+    kind: EngineKind = EngineKind.vllm
+    device: Device = Device.auto
+    process: EngineProcess = EngineProcess.auto
+    num_replicas: int = 1
+    """Engines in the pool."""
+    tensor_parallel_size: int = 1
+    """Devices that share each layer."""
+    pipeline_parallel_size: int = 1
+    """Groups of devices that share the layers."""
+    max_model_len: int | None = None
+    """Context in tokens, prompt and answer together; the model's own where null."""
+    max_num_seqs: int = 256
+    """Sequences that one engine computes at a time."""
+    max_in_flight: int | None = None
+    """Rows that one replica holds at a time, waiting ones included; twice max_num_seqs where null."""
+    kv_cache_bytes: int | None = None
+    """Memory for the KV cache of each device; where null 1 GiB on CPU, and on a GPU what vLLM finds free."""
+    max_restarts: int = 3
+    """Dead engines that are replaced before the job gives up."""
+    start_timeout_s: float = 900.0
+    """How long a replica may take to load its model."""
+    env: dict[str, str] = field(default_factory=dict)
+    """Environment variables of the replicas. Not for secrets: it is kept in the job's record."""
+    vllm: dict[str, Any] = field(default_factory=dict)
+    """Passed to vLLM's engine arguments under vLLM's own names."""
+    fault: FaultSpec = field(default_factory=FaultSpec)
+
+    def __post_init__(self) -> None:
+        for key in ("num_replicas", "tensor_parallel_size", "pipeline_parallel_size", "max_num_seqs"):
+            if getattr(self, key) < 1:
+                raise UserError(f"engine.{key} must be >= 1, got {getattr(self, key)}")
+        for key in ("max_model_len", "max_in_flight", "kv_cache_bytes"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise UserError(f"engine.{key} must be >= 1 or null, got {value}")
+        if self.max_restarts < 0:
+            raise UserError(f"engine.max_restarts must be >= 0, got {self.max_restarts}")
+
+    @property
+    def world_size(self) -> int:
+        """Devices of one replica."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @property
+    def in_flight_rows(self) -> int:
+        """Rows that one replica holds at a time."""
+        return self.max_in_flight or 2 * self.max_num_seqs

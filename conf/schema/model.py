@@ -1,0 +1,25 @@
+"""Which model, and how its prompts are written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelSpec:
+    """A checkpoint folder in Hugging Face's layout."""
+
+    name: str = "model"
+    """What the record calls it."""
+    path: str = MISSING
+    """A local folder with config.json, the weights and the tokenizer."""
+    tokenizer: str | None = None
+    """A folder with another tokenizer; the model's own where null."""
+    chat_template: str | None = None
+    """A Jinja file that replaces the tokenizer's chat template."""
+    dtype: str = "auto"
+    """Weights and activations: auto, float32, bfloat16 or float16."""
+    trust_remote_code: bool = False
+    """Run Python code found in the model folder. Only for folders whose code you have read."""

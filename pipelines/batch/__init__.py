@@ -1,0 +1,1 @@
+"""The main job: read -> identify -> infer -> commit."""

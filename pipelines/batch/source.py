@@ -1,0 +1,218 @@
+"""What is to be read: files, their columns, and the splits that tasks read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from conf.errors import UserError
+from conf.schema.data import DataFormat, DataSpec
+from pipelines.batch.csv_file import csv_chunks, csv_names
+from pipelines.batch.jsonl_file import lines_of
+from pipelines.batch.schema import ColumnTypes
+from pipelines.storage import InputFile, Location, list_files
+
+SUFFIXES: dict[DataFormat, tuple[str, ...]] = {
+    DataFormat.parquet: (".parquet", ".pq"),
+    DataFormat.jsonl: (".jsonl", ".ndjson", ".json"),
+    DataFormat.csv: (".csv", ".tsv"),
+}
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+TYPED_BYTES = 256 << 20
+"""Text read to decide the columns' types; lines after that are counted only."""
+MARK_LINES = 64
+"""Lines between two places where a split may begin."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """A part of one file, read by one task."""
+
+    location: Location
+    name: str
+    """The file's name; with a record's number it makes the row id."""
+    file_id: str
+    """Eight hex digits of the name."""
+    format: DataFormat
+    start: int
+    """First byte (JSONL) or first row group (Parquet)."""
+    end: int
+    """One past the last byte or row group; 0 is all of the file."""
+    first: int
+    """Number of the first record, from 1; of JSONL the line's."""
+    rows: int
+    """Records in it, malformed ones included, blank lines not."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """All that is to be read."""
+
+    splits: list[Split]
+    schema: pa.Schema
+    json_columns: frozenset[str]
+
+    @property
+    def rows(self) -> int:
+        """Records, malformed ones included."""
+        return sum(split.rows for split in self.splits)
+
+    def first(self, limit: int | None) -> Source:
+        """Returns the source cut after ``limit`` records."""
+        if limit is None or limit >= self.rows:
+            return self
+        kept = []
+        for split in self.splits:
+            if limit <= 0:
+                break
+            kept.append(replace(split, rows=min(split.rows, limit)))
+            limit -= split.rows
+        return replace(self, splits=kept)
+
+
+def open_source(spec: DataSpec) -> Source:
+    """Looks at the input: which files, which columns, how many records.
+
+    Args:
+        spec: the data node.
+
+    Raises:
+        UserError: when something is missing, unreadable, of no known format, or empty.
+    """
+    found: list[tuple[Location, InputFile, DataFormat]] = []
+    for uri in spec.inputs:
+        wanted = SUFFIXES[spec.format] if spec.format is not DataFormat.auto else sum(SUFFIXES.values(), ())
+        place, files = list_files(uri, _with_compressions(wanted))
+        for file in files:
+            found.append((replace(place, path=file.path), file, _format(spec, file)))
+    names = [file.name for _, file, _ in found]
+    splits: list[Split] = []
+    schemas: list[pa.Schema] = []
+    types = ColumnTypes()
+    for place, file, kind in found:
+        # two inputs may hold files of one name; only then the whole path tells them apart
+        name = file.name if names.count(file.name) == 1 else file.path
+        whole = Split(
+            location=place,
+            name=name,
+            file_id=hashlib.blake2b(name.encode(), digest_size=4).hexdigest(),
+            format=kind,
+            start=0,
+            end=0,
+            first=1,
+            rows=0,
+        )
+        try:
+            splits.extend(_split(whole, schemas, types))
+        except UserError:
+            raise
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+            raise UserError(f"data.input={file.path}: cannot be read: {' '.join(str(error).split())[:400]}") from error
+    if not any(split.rows for split in splits):
+        raise UserError(f"data.input={spec.input}: it holds no rows")
+    try:
+        schema = pa.unify_schemas([*schemas, types.schema()], promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise UserError(f"data.input={spec.input}: the files' columns do not fit together: {error}") from error
+    splits = [split for split in splits if split.rows]
+    return Source(splits=splits, schema=schema, json_columns=frozenset(types.json_columns()))
+
+
+def pack(source: Source, rows_per_split: int) -> Source:
+    """Joins neighbouring splits of a file until each holds about ``rows_per_split`` records."""
+    packed: list[Split] = []
+    for split in source.splits:
+        last = packed[-1] if packed else None
+        if (
+            last is not None
+            and last.location.path == split.location.path
+            and last.end == split.start
+            and last.end
+            and last.rows + split.rows <= rows_per_split
+        ):
+            packed[-1] = replace(last, end=split.end, rows=last.rows + split.rows)
+        else:
+            packed.append(split)
+    return replace(source, splits=packed)
+
+
+def _with_compressions(suffixes: tuple[str, ...]) -> tuple[str, ...]:
+    text = tuple(s for s in suffixes if s not in SUFFIXES[DataFormat.parquet])
+    return (*suffixes, *(s + c for s in text for c in COMPRESSIONS))
+
+
+def _format(spec: DataSpec, file: InputFile) -> DataFormat:
+    if spec.format is not DataFormat.auto:
+        return spec.format
+    for kind, suffixes in SUFFIXES.items():
+        if file.path.lower().endswith(_with_compressions(suffixes)):
+            return kind
+    raise UserError(
+        f"data.input={file.path}: its name does not say what it is; set data.format to parquet, jsonl or csv"
+    )
+
+
+def compression(path: str) -> str | None:
+    """Returns the compression that a file's name says, in pyarrow's words."""
+    return next((name for suffix, name in COMPRESSIONS.items() if path.endswith(suffix)), None)
+
+
+def _split(whole: Split, schemas: list[pa.Schema], types: ColumnTypes) -> Iterator[Split]:
+    if whole.format is DataFormat.parquet:
+        yield from _split_parquet(whole, schemas)
+    elif whole.format is DataFormat.jsonl:
+        yield from _split_jsonl(whole, types)
+    else:
+        yield from _split_csv(whole, schemas)
+
+
+def _split_parquet(whole: Split, schemas: list[pa.Schema]) -> Iterator[Split]:
+    with whole.location.filesystem.open_input_file(whole.location.path) as stream:
+        file = pq.ParquetFile(stream)
+        schemas.append(file.schema_arrow.remove_metadata())
+        first = 1
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            yield replace(whole, start=group, end=group + 1, first=first, rows=rows)
+            first += rows
+
+
+def _split_jsonl(whole: Split, types: ColumnTypes) -> Iterator[Split]:
+    packed = compression(whole.location.path)
+    offset = begin = number = rows = 0
+    first = 1
+    with whole.location.filesystem.open_input_stream(whole.location.path, compression=packed) as stream:
+        for line in lines_of(stream):
+            number += 1
+            if line.strip():
+                rows += 1
+                if offset < TYPED_BYTES:
+                    _see_line(line, types)
+            offset += len(line)
+            if number - first + 1 >= MARK_LINES and packed is None:
+                yield replace(whole, start=begin, end=offset, first=first, rows=rows)
+                begin, first, rows = offset, number + 1, 0
+    yield replace(whole, start=begin, end=0 if packed else offset, first=first, rows=rows)
+
+
+def _see_line(line: bytes, types: ColumnTypes) -> None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return  # a bad row when it is read; here it only has no vote
+    if isinstance(row, dict):
+        types.see(row)
+
+
+def _split_csv(whole: Split, schemas: list[pa.Schema]) -> Iterator[Split]:
+    names = csv_names(whole.location, compression(whole.location.path))
+    if not names:
+        return
+    schemas.append(pa.schema([(name, pa.string()) for name in names]))
+    chunks = csv_chunks(whole.location, compression(whole.location.path), names)
+    yield replace(whole, rows=sum(len(chunk.numbers) + len(chunk.bad) for chunk in chunks))

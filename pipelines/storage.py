@@ -1,0 +1,148 @@
+"""Files anywhere: a path or URI becomes one of pyarrow's filesystems and a path on it."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import posixpath
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyarrow import fs as pafs
+
+from conf.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Location:
+    """A path on a filesystem. Pickles."""
+
+    filesystem: pafs.FileSystem
+    path: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it lies on this machine's own filesystem."""
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    def join(self, *parts: str) -> Location:
+        """Returns a location below this one."""
+        return Location(filesystem=self.filesystem, path=posixpath.join(self.path, *parts))
+
+    def write_bytes(self, data: bytes) -> None:
+        """Writes a whole file. On a local disk it appears under its name only when it is complete."""
+        self.filesystem.create_dir(posixpath.dirname(self.path), recursive=True)
+        target = f"{self.path}.{os.getpid()}.tmp" if self.is_local else self.path
+        with self.filesystem.open_output_stream(target) as stream:
+            stream.write(data)
+        if self.is_local:
+            os.replace(target, self.path)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputFile:
+    """A file to read."""
+
+    path: str
+    """Its path on the filesystem."""
+    name: str
+    """Its path below the input it was found under; what row ids are made from."""
+    size_bytes: int
+
+
+def locate(uri: str, key: str) -> Location:
+    """Finds the filesystem of a path or URI.
+
+    Args:
+        uri: a local path, or a URI that pyarrow knows (s3, gs, hdfs, abfs, file).
+        key: the configuration key that it came from, for the message.
+
+    Raises:
+        UserError: when the URI cannot be understood.
+    """
+    if "://" not in uri:
+        return Location(filesystem=pafs.LocalFileSystem(), path=str(Path(uri).expanduser().absolute()))
+    try:
+        filesystem, path = pafs.FileSystem.from_uri(uri)
+    except Exception as error:  # pyarrow raises ArrowInvalid, OSError and what the libraries below raise
+        raise UserError(f"{key}={uri}: {' '.join(str(error).split())}") from error
+    return Location(filesystem=filesystem, path=path)
+
+
+def list_files(uri: str, suffixes: tuple[str, ...]) -> tuple[Location, list[InputFile]]:
+    """Lists what an input names: a file, a folder (below it, files with one of the suffixes) or a glob.
+
+    Names that begin with ``_`` or ``.`` are left out of folders, as Spark, Hive and Arrow do.
+
+    Returns:
+        The location and its files, sorted by path.
+
+    Raises:
+        UserError: when there is nothing, or it cannot be read.
+    """
+    is_glob = any(sign in uri for sign in "*?[")
+    head = _glob_head(uri) if is_glob else uri
+    place = locate(head, "data.input")
+    try:
+        info = place.filesystem.get_file_info(place.path)
+        if info.type == pafs.FileType.NotFound:
+            raise UserError(f"data.input={uri}: no such file or folder{_near(place)}")
+        if info.type == pafs.FileType.File:
+            name = posixpath.basename(place.path)
+            return place, [InputFile(path=place.path, name=name, size_bytes=info.size or 0)]
+        listed = place.filesystem.get_file_info(pafs.FileSelector(place.path, recursive=True))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"data.input={uri}: cannot be read: {' '.join(str(error).split())[:400]}") from error
+    pattern = _absolute_pattern(uri, head, place.path) if is_glob else None
+    files = []
+    for entry in sorted(listed, key=lambda entry: entry.path):
+        if entry.type != pafs.FileType.File:
+            continue
+        name = posixpath.relpath(entry.path, place.path)
+        if pattern is not None:
+            wanted = _matches(entry.path, pattern)
+        else:
+            hidden = any(part.startswith(("_", ".")) for part in name.split("/"))
+            wanted = not hidden and name.endswith(suffixes)
+        if wanted:
+            files.append(InputFile(path=entry.path, name=name, size_bytes=entry.size or 0))
+    if not files:
+        what = "matches no file" if is_glob else f"holds no file that ends in {', '.join(suffixes)}"
+        raise UserError(f"data.input={uri}: {what}")
+    return place, files
+
+
+def _glob_head(pattern: str) -> str:
+    parts = pattern.split("/")
+    first = next(i for i, part in enumerate(parts) if any(sign in part for sign in "*?["))
+    return "/".join(parts[:first]) or ("/" if pattern.startswith("/") else ".")
+
+
+def _absolute_pattern(uri: str, head: str, path: str) -> str:
+    tail = uri if head == "." else uri[len(head) :]
+    return posixpath.join(path, tail.lstrip("/"))
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """Matches part by part, so that ``*`` does not cross a slash and ``**`` does."""
+
+    def match(parts: list[str], wanted: list[str]) -> bool:
+        if not wanted:
+            return not parts
+        if wanted[0] == "**":
+            return any(match(parts[i:], wanted[1:]) for i in range(len(parts) + 1))
+        return bool(parts) and fnmatch.fnmatchcase(parts[0], wanted[0]) and match(parts[1:], wanted[1:])
+
+    return match(path.split("/"), pattern.split("/"))
+
+
+def _near(place: Location) -> str:
+    """Names a sibling that looks like what was meant."""
+    from conf.errors import nearest
+
+    if not place.is_local:
+        return ""
+    parent = Path(place.path).parent
+    return nearest(Path(place.path).name, os.listdir(parent)) if parent.is_dir() else f" (nor a folder {parent})"

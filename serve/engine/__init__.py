@@ -1,0 +1,1 @@
+"""The engine: one contract, used by batch jobs and by endpoints."""

@@ -1,0 +1,159 @@
+"""From chat messages to token ids: the chat template and the token budget."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from conf.errors import UserError
+from conf.schema.model import ModelSpec
+from serve.engine.errors import RequestRejected
+
+Message = dict[str, Any]
+
+
+def read_model_config(model: ModelSpec) -> dict[str, Any]:
+    """Reads config.json of a checkpoint folder.
+
+    Raises:
+        UserError: when the folder is no checkpoint in Hugging Face's layout.
+    """
+    folder = Path(model.path).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"model.path={model.path}: no such folder (it must be a local folder with config.json)")
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError:
+        raise UserError(f"model.path={model.path}: no config.json in it") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.path={model.path}: config.json cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"model.path={model.path}: config.json must hold an object")
+    tokenizer = Path(model.tokenizer or model.path).expanduser()
+    files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+    if not any((tokenizer / name).is_file() for name in files):
+        raise UserError(f"model.tokenizer={tokenizer}: no tokenizer in it (looked for {', '.join(files)})")
+    if model.chat_template is not None and not Path(model.chat_template).is_file():
+        raise UserError(f"model.chat_template={model.chat_template}: no such file")
+    return config
+
+
+def context_tokens(config: dict[str, Any], max_model_len: int | None) -> int:
+    """Returns the context in tokens: what is asked for, else the model's own.
+
+    Raises:
+        UserError: when more is asked for than the model has.
+    """
+    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    own = int((text or config).get("max_position_embeddings") or 0)
+    if max_model_len is None:
+        return own or 2048
+    if own and max_model_len > own:
+        raise UserError(f"engine.max_model_len must be <= the model's max_position_embeddings={own}, got {max_model_len}")
+    return max_model_len
+
+
+def check_partition(config: dict[str, Any], tensor_parallel_size: int, pipeline_parallel_size: int) -> None:
+    """Checks that heads and layers can be divided.
+
+    Raises:
+        UserError: when they cannot.
+    """
+    heads, layers = config.get("num_attention_heads"), config.get("num_hidden_layers")
+    if heads and heads % tensor_parallel_size:
+        raise UserError(
+            f"engine.tensor_parallel_size must divide num_attention_heads={heads}, got {tensor_parallel_size}"
+        )
+    if layers and pipeline_parallel_size > layers:
+        raise UserError(
+            f"engine.pipeline_parallel_size must be <= num_hidden_layers={layers}, got {pipeline_parallel_size}"
+        )
+
+
+class PromptRenderer:
+    """A tokenizer with its chat template."""
+
+    def __init__(self, model: ModelSpec, max_model_len: int, apply_chat_template: bool | None) -> None:
+        """Loads the tokenizer.
+
+        Args:
+            model: the checkpoint.
+            max_model_len: the context in tokens.
+            apply_chat_template: null applies it where the model has one.
+
+        Raises:
+            UserError: when the tokenizer cannot be loaded, or has no chat template where one is asked for.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(
+                model.tokenizer or model.path, trust_remote_code=model.trust_remote_code, local_files_only=True
+            )
+        except Exception as error:  # transformers raises what its loaders raise
+            text = " ".join(str(error).split())[:300]
+            raise UserError(f"model.path={model.path}: its tokenizer cannot be loaded: {text}") from error
+        if model.chat_template is not None:
+            tokenizer.chat_template = Path(model.chat_template).read_text()
+        has_template = bool(tokenizer.chat_template)
+        if apply_chat_template and not has_template:
+            raise UserError("data.apply_chat_template=true, but the model has no chat template; set model.chat_template")
+        self._tokenizer = tokenizer
+        self._is_chat = has_template if apply_chat_template is None else apply_chat_template
+        self._max_model_len = max_model_len
+
+    def text(self, messages: Sequence[Message]) -> str:
+        """Renders one conversation.
+
+        Args:
+            messages: ``{"role": str, "content": str}`` each.
+
+        Raises:
+            RequestRejected: when the chat template refuses them.
+        """
+        if not self._is_chat:
+            return "\n\n".join(str(message["content"]) for message in messages)
+        try:
+            return self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # templates raise what they like: jinja2.TemplateError, TypeError, KeyError
+            raise RequestRejected("chat_template", " ".join(str(error).split()) or type(error).__name__) from error
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenizes rendered prompts, all at once."""
+        if not texts:
+            return []
+        # a chat template writes the special tokens itself
+        encoded = self._tokenizer(list(texts), add_special_tokens=not self._is_chat, return_attention_mask=False)
+        return encoded["input_ids"]
+
+    def check_length(self, token_ids: Sequence[int]) -> None:
+        """Checks that a prompt leaves room for an answer.
+
+        Raises:
+            RequestRejected: when it does not.
+        """
+        if not token_ids:
+            raise RequestRejected("empty_prompt", "the prompt has no tokens")
+        if len(token_ids) >= self._max_model_len:
+            message = f"the prompt has {len(token_ids)} tokens, the context {self._max_model_len}"
+            raise RequestRejected("prompt_too_long", message)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Turns token ids into text, without special tokens."""
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+
+
+@lru_cache(maxsize=2)
+def _load(key: tuple[Any, ...], max_model_len: int, apply_chat_template: bool | None) -> PromptRenderer:
+    path, tokenizer, chat_template, trust = key
+    model = ModelSpec(path=path, tokenizer=tokenizer, chat_template=chat_template, trust_remote_code=trust)
+    return PromptRenderer(model, max_model_len, apply_chat_template)
+
+
+def load_renderer(model: ModelSpec, max_model_len: int, apply_chat_template: bool | None) -> PromptRenderer:
+    """Returns this process's renderer for a model; loads it once. See `PromptRenderer`."""
+    key = (model.path, model.tokenizer, model.chat_template, model.trust_remote_code)
+    return _load(key, max_model_len, apply_chat_template)

@@ -1,0 +1,30 @@
+"""Chooses the adapter."""
+
+from __future__ import annotations
+
+from conf.schema.engine import Device, EngineKind, EngineSpec
+from conf.schema.model import ModelSpec
+from serve.engine.protocol import Engine
+
+
+async def start_engine(model: ModelSpec, spec: EngineSpec, device: Device, max_model_len: int, share: int = 1) -> Engine:
+    """Starts an engine in this process and returns it, ready.
+
+    Args:
+        model: the checkpoint.
+        spec: sizes, kind and the engine's own arguments.
+        device: cpu or cuda, decided.
+        max_model_len: the context in tokens.
+        share: engines that share this machine's cores.
+
+    Raises:
+        EngineDead: when it does not start.
+    """
+    if spec.kind is EngineKind.fake:
+        from serve.engine.fake import FakeEngine
+        from serve.engine.prompt import load_renderer
+
+        return FakeEngine(spec, max_model_len, load_renderer(model, max_model_len, None).decode)
+    from serve.engine.vllm import start_vllm
+
+    return await start_vllm(model, spec, device, share)
