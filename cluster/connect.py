@@ -72,7 +72,7 @@ def connect(spec: ClusterSpec, num_cpus: int) -> Iterator[Connection]:
     try:
         session = Path(context.address_info["session_dir"])  # type: ignore[union-attr]
         yield Connection(
-            resources=ray.cluster_resources(),
+            resources=dict(ray.cluster_resources()),
             start_s=time.monotonic() - began,
             logs=session / "logs" if folder else None,
         )
@@ -104,7 +104,8 @@ def _set_environment() -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        "PYTHONWARNINGS": "ignore::FutureWarning",
+        # else Ray's C++ side writes its own errors across the progress bar; RAY_BACKEND_LOG_LEVEL=info to debug
+        "RAY_BACKEND_LOG_LEVEL": "fatal",
     }
     for key, value in defaults.items():
         os.environ.setdefault(key, value)

@@ -17,7 +17,7 @@ from conf.errors import UserError, nearest
 VERBS: dict[str, tuple[str, str]] = {
     "batch": ("pipelines.batch.job:run", "run a model over a table: prompts in, answers out"),
     "doctor": ("cluster.doctor:run", "check this machine: versions, devices, memory, and what mends them"),
-    "completion": ("conf.completion:run", "print the shell's completion script: eval \"$(manta completion bash)\""),
+    "completion": ("conf.completion:run", 'print the shell\'s completion script: eval "$(manta completion bash)"'),
 }
 """Each verb's function, imported only when it is called, and what it does."""
 

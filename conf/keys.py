@@ -8,6 +8,7 @@ import textwrap
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
+from enum import EnumType
 from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -38,17 +39,11 @@ class Key:
         for member in _members(self.type):
             if member is type(None):
                 names.append("null")
-            elif isinstance(member, type) and issubclass(member, _enum()):
-                names.extend(option.name for option in member)
+            elif isinstance(member, EnumType):
+                names.extend(member.__members__)
             else:
                 names.append(getattr(member, "__name__", str(member)) if get_origin(member) is None else str(member))
         return "|".join(names).replace("typing.", "")
-
-
-def _enum() -> type:
-    from enum import Enum
-
-    return Enum
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:

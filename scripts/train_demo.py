@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tokenizers
 
-_SCRIPTS = pathlib.Path(__file__).resolve().parent
-sys.path[:0] = [str(_SCRIPTS), str(_SCRIPTS.parent / "demo")]
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "demo"))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import demo_tickets
 import teacher
 

@@ -57,7 +57,7 @@ class FaultSpec:
 
 @dataclass(kw_only=True, slots=True)
 class EngineSpec:
-    """One pool of equal engines. Sizes multiply: num_replicas x tensor_parallel_size x pipeline_parallel_size devices."""
+    """A pool of equal engines on num_replicas x tensor_parallel_size x pipeline_parallel_size devices."""
 
     kind: EngineKind = EngineKind.vllm
     device: Device = Device.auto

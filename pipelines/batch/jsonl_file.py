@@ -10,9 +10,9 @@ import pyarrow as pa
 
 
 def lines_of(stream: pa.NativeFile) -> Iterator[bytes]:
-    """Yields lines with their line ends.
+    r"""Yields lines with their line ends.
 
-    Splits at ``\\n`` alone: a lone carriage return may stand inside a record. Reads in blocks of 4 MiB.
+    Splits at ``\n`` alone: a lone carriage return may stand inside a record. Reads in blocks of 4 MiB.
     """
     rest = b""
     while block := stream.read(4 << 20):

@@ -106,9 +106,8 @@ def build_pipeline(plan: Plan, monitor: Any, actors: ReplicaActors, readers: int
         batch_format="pyarrow",
         compute=pool,
         ray_remote_args_fn=actors if engine.world_size > 1 else None,
-        max_restarts=-1,
-        max_task_retries=-1,
-        **actors.resources(),
+        num_cpus=actors.num_cpus,
+        num_gpus=actors.num_gpus,
     )
     return answers.map_batches(
         partial(commit, sink=sink),

@@ -19,7 +19,9 @@ READ_ROWS = 1024
 """Rows that are read at a time."""
 
 
-def read_split(split: Split, schema: pa.Schema, json_columns: frozenset[str], id_column: str | None) -> Iterator[pa.Table]:
+def read_split(
+    split: Split, schema: pa.Schema, json_columns: frozenset[str], id_column: str | None
+) -> Iterator[pa.Table]:
     """Yields a split's rows, at most ``split.rows`` of them.
 
     Args:
@@ -106,9 +108,7 @@ def _split_lines(split: Split) -> Iterator[bytes]:
     yield from lines_of(pa.BufferReader(data))
 
 
-def _parse(
-    records: list[tuple[int, bytes]], split: Split, schema: pa.Schema, json_columns: frozenset[str]
-) -> pa.Table:
+def _parse(records: list[tuple[int, bytes]], split: Split, schema: pa.Schema, json_columns: frozenset[str]) -> pa.Table:
     rows: list[dict[str, Any] | None] = []
     errors: dict[int, tuple[str, str]] = {}
     for index, (number, line) in enumerate(records):

@@ -68,10 +68,14 @@ class FakeEngine:
         await self.health()
         room = min(request.sampling.max_tokens, limit - len(request.token_ids))
         answer = request.token_ids[-room:]
+        text, reason = self._decode(answer), "length" if len(answer) == room else "stop"
+        for stop in request.sampling.stop:
+            if stop in text:
+                text, reason = text.split(stop)[0], "stop"
         return Completion(
             request_id=request.id,
-            text=self._decode(answer),
-            finish_reason="stop" if len(answer) < room or len(request.token_ids) == room else "length",
+            text=text,
+            finish_reason=reason,
             prompt_tokens=len(request.token_ids),
             completion_tokens=len(answer),
         )

@@ -49,11 +49,15 @@ class ReplicaActors:
         self._is_partitioned = is_partitioned
         self._groups: list[Any] = []
 
-    def resources(self) -> dict[str, float]:
-        """Returns the resource options of the replica's own process."""
-        first = self._placement.bundles[0]
-        gpus = {"num_gpus": first["GPU"]} if first.get("GPU") else {}
-        return {"num_cpus": first.get("CPU", 0.0), **gpus}
+    @property
+    def num_cpus(self) -> float:
+        """CPUs of the replica's own process."""
+        return self._placement.bundles[0].get("CPU", 0.0)
+
+    @property
+    def num_gpus(self) -> float | None:
+        """GPUs of the replica's own process; null for none."""
+        return self._placement.bundles[0].get("GPU")
 
     def __call__(self) -> dict[str, Any]:
         """Returns the options of one more replica; reserves its placement group."""

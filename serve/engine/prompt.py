@@ -52,7 +52,9 @@ def context_tokens(config: dict[str, Any], max_model_len: int | None) -> int:
     if max_model_len is None:
         return own or 2048
     if own and max_model_len > own:
-        raise UserError(f"engine.max_model_len must be <= the model's max_position_embeddings={own}, got {max_model_len}")
+        raise UserError(
+            f"engine.max_model_len must be <= the model's max_position_embeddings={own}, got {max_model_len}"
+        )
     return max_model_len
 
 
@@ -100,7 +102,9 @@ class PromptRenderer:
             tokenizer.chat_template = Path(model.chat_template).read_text()
         has_template = bool(tokenizer.chat_template)
         if apply_chat_template and not has_template:
-            raise UserError("data.apply_chat_template=true, but the model has no chat template; set model.chat_template")
+            raise UserError(
+                "data.apply_chat_template=true, but the model has no chat template; set model.chat_template"
+            )
         self._tokenizer = tokenizer
         self._is_chat = has_template if apply_chat_template is None else apply_chat_template
         self._max_model_len = max_model_len

@@ -7,7 +7,9 @@ from conf.schema.model import ModelSpec
 from serve.engine.protocol import Engine
 
 
-async def start_engine(model: ModelSpec, spec: EngineSpec, device: Device, max_model_len: int, share: int = 1) -> Engine:
+async def start_engine(
+    model: ModelSpec, spec: EngineSpec, device: Device, max_model_len: int, share: int = 1
+) -> Engine:
     """Starts an engine in this process and returns it, ready.
 
     Args:

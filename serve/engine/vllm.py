@@ -127,8 +127,16 @@ def _completion(request_id: str, output: Any) -> Completion:
     )
 
 
+def _request_errors() -> tuple[type[Exception], ...]:
+    """What vLLM raises against a request: ValueError, and since 0.27 or so classes of its own that are none."""
+    from vllm import exceptions
+
+    names = ("VLLMClientError", "VLLMValidationError")
+    return (ValueError, *(getattr(exceptions, name) for name in names if hasattr(exceptions, name)))
+
+
 def _rejected(error: Exception) -> RequestRejected:
-    """vLLM's word against a request. It is a ValueError in every supported version."""
+    """vLLM's word against a request."""
     text = " ".join(str(error).split())
     too_long = "longer than the maximum model length" in text or "maximum context length" in text
     return RequestRejected("prompt_too_long" if too_long else "engine_rejected", text)
@@ -150,13 +158,13 @@ class _VllmStepper(Stepper):
         stats.start_s |= {"import": imported - began, "load": time.monotonic() - imported}
         stats.max_model_len = self._llm.model_config.max_model_len
         self._parameters = _Parameters()
-        self._ids: dict[str, str] = {}
+        self._request_errors = _request_errors()
 
     def add(self, request: Request) -> str:
         prompt: Any = {"prompt_token_ids": request.token_ids}
         try:
             handle = self._llm.add_request(request.id, prompt, self._parameters.of(request.sampling))
-        except ValueError as error:
+        except self._request_errors as error:
             raise _rejected(error) from error
         return handle or request.id  # 0.26 returns None and keeps our id
 
@@ -212,6 +220,7 @@ class _SeparateVllm:
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         self._dead_errors = (EngineDeadError, EngineGenerateError)
+        self._request_errors = _request_errors()
         imported = time.monotonic()
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         if arguments["pipeline_parallel_size"] > 1 and arguments.get("enforce_eager"):
@@ -238,11 +247,11 @@ class _SeparateVllm:
         prompt: Any = {"prompt_token_ids": request.token_ids}
         last = None
         try:
-            async for last in self._llm.generate(prompt, self._parameters.of(request.sampling), request.id):
-                pass
+            async for output in self._llm.generate(prompt, self._parameters.of(request.sampling), request.id):
+                last = output
         except self._dead_errors as error:
             raise EngineDead(f"{type(error).__name__}: {error}") from error
-        except ValueError as error:
+        except self._request_errors as error:
             raise _rejected(error) from error
         assert last is not None, "vLLM ended a request without an output"
         return _completion(request.id, last)

@@ -1,0 +1,63 @@
+# Two commands: `make demo` and `make test`. Both install what they need, once.
+EXTRA ?= cpu
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements/$(EXTRA).txt
+STAMP := $(VENV)/.installed-$(EXTRA)
+DEMO_OUT := out/demo
+TORCH := 2.13.0
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export PIP_ROOT_USER_ACTION = ignore
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-deps --no-input
+
+.PHONY: help install demo test lint types contracts unit lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP) ## make .venv and install into it (EXTRA=cpu, or EXTRA=gpu for CUDA)
+
+$(STAMP): $(LOCK) pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "Python 3.11 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1); try: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 2; }
+	@if [ -d $(VENV) ] && ! ls $(VENV)/.installed-$(EXTRA) >/dev/null 2>&1 && ls $(VENV)/.installed-* >/dev/null 2>&1; then \
+	  echo "$(VENV) holds another EXTRA: run 'make clean' first" >&2; exit 2; fi
+	@echo "installing into $(VENV) (EXTRA=$(EXTRA)): a few minutes, once"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+ifeq ($(EXTRA),cpu)
+	@$(BIN)/python -c 'import importlib.metadata as m, sys; sys.exit(m.version("torch") != "$(TORCH)+cpu")' 2>/dev/null \
+	  || $(PIP_INSTALL) "torch==$(TORCH)+cpu" 2>/dev/null \
+	  || $(PIP_INSTALL) --index-url https://download.pytorch.org/whl/cpu "torch==$(TORCH)+cpu"
+endif
+	@$(PIP_INSTALL) -r $(LOCK)
+	@$(PIP_INSTALL) --no-build-isolation -e .
+	@touch $@
+
+demo: $(STAMP) ## run the shipped model over the shipped tickets
+	@$(BIN)/manta batch model=demo data=tickets output.path=$(DEMO_OUT) output.overwrite=true
+
+test: lint types contracts unit ## lint, types, import contracts and every test that needs no GPU
+
+lint: $(STAMP)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(STAMP)
+	@$(BIN)/pyright
+
+contracts: $(STAMP)
+	@$(BIN)/lint-imports
+
+unit: $(STAMP)
+	@$(BIN)/python -m pytest
+
+lock: ## resolve requirements/*.in again (needs uv on the PATH)
+	@for extra in cpu gpu; do \
+	  uv pip compile requirements/$$extra.in requirements/dev.in --override requirements/$$extra-overrides.txt \
+	    --universal --python-version 3.11 --upgrade --no-header --no-annotate --no-emit-index-url \
+	    --no-emit-find-links -q -o requirements/$$extra.new || exit 1; \
+	  sed -E "/sys_platform == 'never'/d; s/ ; implementation_name == 'cpython' and platform_machine == 'x86_64'( and platform_python_implementation != 'PyPy')? and sys_platform == 'linux'$$//; s/ and implementation_name == 'cpython' and platform_machine == 'x86_64' and sys_platform == 'linux'$$//" \
+	    requirements/$$extra.new > requirements/$$extra.txt && rm requirements/$$extra.new; done
+
+clean: ## remove .venv and what tools left
+	@rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis

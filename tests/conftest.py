@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The shipped model's folder."""
+    return ROOT / "demo" / "model"
+
+
+@pytest.fixture
+def tickets(tmp_path: Path) -> Path:
+    """Forty shipped tickets as JSONL."""
+    lines = (ROOT / "demo" / "tickets.jsonl").read_text().splitlines()[:40]
+    path = tmp_path / "tickets.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def gsm8k() -> Path:
+    """1,319 real questions; skips where the folder with real workloads is absent."""
+    path = SHARED_DATA / "gsm8k_test.jsonl"
+    if not path.exists():
+        pytest.skip("the folder of real workloads, ../shared/data, is absent")
+    return path
+
+
+def read_answers(output: Path) -> list[dict]:
+    """Reads all answers of a job, sorted by row id."""
+    import pyarrow.parquet as pq
+
+    rows = [row for path in output.glob("part-*.parquet") for row in pq.read_table(path).to_pylist()]
+    rows += [json.loads(line) for path in output.glob("part-*.jsonl") for line in path.read_text().splitlines()]
+    return sorted(rows, key=lambda row: row["row_id"])

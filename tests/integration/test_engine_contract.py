@@ -1,0 +1,49 @@
+"""Every engine keeps the one contract; partitioned ones give the answers of the whole one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+from contract import CHECKS
+
+ENGINES = {
+    "fake": {"kind": "fake"},
+    "vllm_inline": {"kind": "vllm", "process": "inline"},
+    "vllm_separate": {"kind": "vllm", "process": "separate"},
+    "vllm_tp2": {"kind": "vllm", "tensor_parallel_size": 2},
+    "vllm_pp2": {"kind": "vllm", "pipeline_parallel_size": 2},
+}
+
+
+@cache
+def contract(engine: str) -> dict:
+    script = Path(__file__).with_name("contract.py")
+    env = {**os.environ, "PYTHONPATH": str(script.parent.parent.parent)}
+    command = [sys.executable, str(script), json.dumps(ENGINES[engine])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=env, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("CONTRACT ")]
+    assert lines, f"the engine did not start:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return json.loads(lines[0].removeprefix("CONTRACT "))
+
+
+@pytest.mark.timeout(300)  # the first check of an engine pays its start
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_engine_keeps_the_contract(engine: str, check: str) -> None:
+    failure = contract(engine)["checks"][check]
+    assert failure is None, failure
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("engine", ["vllm_separate", "vllm_tp2", "vllm_pp2"])
+def test_greedy_answers_equal_those_of_one_rank(engine: str) -> None:
+    whole, other = contract("vllm_inline")["greedy"], contract(engine)["greedy"]
+    assert whole.keys() == other.keys()
+    same = sum(whole[name] == other[name] for name in whole)
+    assert same >= len(whole) - 1, f"{same} of {len(whole)} are equal"  # one floating-point tie is allowed
