@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -39,12 +37,13 @@ def local_devices() -> int:
 
 
 @contextmanager
-def connect(spec: ClusterSpec, num_cpus: int) -> Iterator[Connection]:
+def connect(spec: ClusterSpec, num_cpus: int, scratch: Path) -> Iterator[Connection]:
     """Starts or joins a cluster and leaves it at the end.
 
     Args:
         spec: which.
         num_cpus: CPUs that a local cluster must count at least.
+        scratch: a folder with a short path for a local cluster's sockets and logs; the caller removes it.
 
     Raises:
         UserError: when the cluster cannot be reached.
@@ -53,9 +52,7 @@ def connect(spec: ClusterSpec, num_cpus: int) -> Iterator[Connection]:
     began = time.monotonic()
     import ray
 
-    folder = None
     if spec.address is None:
-        folder = Path(tempfile.mkdtemp(prefix="manta-"))  # short: Ray's socket paths have 107 characters at most
         counted = spec.num_cpus or max(os.cpu_count() or 1, num_cpus)
         context = ray.init(
             address="local",
@@ -64,7 +61,7 @@ def connect(spec: ClusterSpec, num_cpus: int) -> Iterator[Connection]:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            _temp_dir=str(folder),
+            _temp_dir=str(scratch),
         )
     else:
         context = _join(spec.address)
@@ -74,13 +71,11 @@ def connect(spec: ClusterSpec, num_cpus: int) -> Iterator[Connection]:
         yield Connection(
             resources=dict(ray.cluster_resources()),
             start_s=time.monotonic() - began,
-            logs=session / "logs" if folder else None,
+            logs=session / "logs" if spec.address is None else None,
         )
     finally:
         with suppress(Exception):
             ray.shutdown()
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _join(address: str) -> object:
@@ -104,8 +99,6 @@ def _set_environment() -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        # else Ray's C++ side writes its own errors across the progress bar; RAY_BACKEND_LOG_LEVEL=info to debug
-        "RAY_BACKEND_LOG_LEVEL": "fatal",
     }
     for key, value in defaults.items():
         os.environ.setdefault(key, value)

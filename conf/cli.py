@@ -59,34 +59,35 @@ def _run(verb: str, words: list[str]) -> int:
 
     if verb not in entry.SCHEMAS:
         return _load(VERBS[verb][0])(words)
-    flags = [word for word in words if word.startswith("-") and not word.startswith("--config")]
-    if any(flag in ("-h", "--help") for flag in flags):
+    if "-h" in words or "--help" in words:
         print(help_text(verb, VERBS[verb][1]))
         return 0
+    flags, overrides = _split_flags(words)
     if flags:
-        flags, overrides = _split_flags(words)
-        entry.show(verb, flags, overrides)
+        if "--cfg" not in flags:
+            raise UserError(f"{next(iter(flags))} goes with --cfg job")
+        print(entry.show(verb, flags.get("--package"), "--resolve" in flags, overrides), end="")
         return 0
     return _load(VERBS[verb][0])(entry.compose(verb, *words))
 
 
-def _split_flags(words: list[str]) -> tuple[list[str], list[str]]:
-    """Parts the flags that Hydra answers itself, with their values, from the overrides."""
-    with_value = {"--cfg": ("job", "hydra", "all"), "-c": ("job", "hydra", "all"), "--package": None, "-p": None}
-    plain = {"--resolve"}
-    flags: list[str] = []
+def _split_flags(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Parts the flags, with their values, from the overrides."""
+    long = {"-c": "--cfg", "-p": "--package"}
+    flags: dict[str, str] = {}
     overrides: list[str] = []
     rest = iter(words)
     for word in rest:
-        if word in with_value:
-            value, allowed = next(rest, ""), with_value[word]
-            if not value or (allowed and value not in allowed):
-                raise UserError(f"{word} takes {' or '.join(allowed or ('a package',))}, got '{value}'")
-            flags += [word, value]
-        elif word in plain:
-            flags.append(word)
+        flag = long.get(word, word)
+        if flag == "--resolve":
+            flags[flag] = ""
+        elif flag in ("--cfg", "--package"):
+            flags[flag] = next(rest, "")
+            if not flags[flag] or (flag == "--cfg" and flags[flag] != "job"):
+                wanted = "job" if flag == "--cfg" else "a part, such as sampling"
+                raise UserError(f"{word} takes {wanted}, got '{flags[flag]}'")
         elif word.startswith("-"):
-            known = [*with_value, *plain, "--help"]
+            known = ["--cfg", "--package", "--resolve", "--help"]
             raise UserError(f"unknown option '{word}'{nearest(word, known)} (there are {', '.join(known)})")
         else:
             overrides.append(word)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from glob import escape, glob
+from pathlib import Path
 
 from conf.errors import UserError
+from conf.keys import keys_of
 
 SCRIPT = """\
 _manta_complete() {
@@ -26,6 +30,9 @@ def run(words: list[str]) -> int:
     Raises:
         UserError: for a shell that it does not know.
     """
+    if words in (["-h"], ["--help"]):
+        print('manta completion [bash|zsh]: prints the script that completes manta: eval "$(manta completion bash)"')
+        return 0
     shell = words[0] if words else "bash"
     if shell not in ("bash", "zsh"):
         raise UserError(f"no completion for '{shell}' (there are bash, zsh)")
@@ -46,13 +53,41 @@ def candidates(line: str) -> list[str]:
     from conf import entry
     from conf.cli import VERBS
 
-    typed = line.split()
-    if len(typed) < 2 or (len(typed) == 2 and not line.endswith(" ")):
-        start = typed[1] if len(typed) == 2 else ""
-        return [verb + " " for verb in VERBS if verb.startswith(start)]
-    if typed[1] not in entry.SCHEMAS:
+    verb, _, rest = line.lstrip().partition(" ")[2].lstrip().partition(" ")
+    if not rest and not line.endswith(" "):
+        return [name + " " for name in VERBS if name.startswith(verb)]
+    if not verb:
+        return [name + " " for name in VERBS]
+    if verb not in entry.SCHEMAS:
         return []
-    rest = line.split(None, 2)[2] if len(typed) > 2 else ""
-    if rest.startswith("-") or rest.rsplit(" ", 1)[-1].startswith("-"):
-        return [flag for flag in ("--help", "--cfg", "--resolve") if flag.startswith(rest.rsplit(" ", 1)[-1])]
-    return [word for word in entry.complete(typed[1], rest) if not word.startswith("hydra")]
+    word, before = rest.rpartition(" ")[2], rest.split()[:-1] if not rest.endswith(" ") else rest.split()
+    if before and before[-1] in ("--cfg", "-c"):
+        return [value for value in ("job",) if value.startswith(word)]
+    if word.startswith("-"):
+        return [flag for flag in ("--help", "--cfg", "--package", "--resolve") if flag.startswith(word)]
+    return sorted(set(_words(entry.SCHEMAS[verb], word)))
+
+
+def _words(schema: type, word: str) -> Iterator[str]:
+    """Yields groups, keys up to their next dot, and values."""
+    from conf import entry
+
+    name, is_value, start = word.partition("=")
+    keys = {key.name: key for key in keys_of(schema)}
+    if is_value:
+        if name in keys and keys[name].is_text:
+            yield from (f"{name}={path}" for path in _paths(start))
+            return
+        known = entry.options(name) if name in entry.groups() else keys[name].values if name in keys else []
+        yield from (f"{name}={value}" for value in known if value.startswith(start))
+        return
+    yield from (f"{group}=" for group in entry.groups() if group.startswith(word))
+    for key in keys:
+        if key.startswith(word):
+            part, dot, _ = key[len(word) :].partition(".")
+            yield word + part + (dot or "=")
+
+
+def _paths(start: str) -> list[str]:
+    """Files and folders that begin so."""
+    return [path + "/" if Path(path).is_dir() else path for path in glob(escape(start) + "*")]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -49,7 +48,7 @@ def compose_config(name: str, *overrides: str) -> DictConfig:
     """
     words = fit_overrides(SCHEMAS[name], groups(), overrides)
     for word in words:
-        _check_option(word)
+        _check_word(word)
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_module("conf", version_base="1.3"):
@@ -84,34 +83,39 @@ def compose(name: str, *overrides: str) -> Any:
     raise UserError(f"{key} must be set: {doc}{shipped}")
 
 
-def show(name: str, flags: list[str], overrides: list[str]) -> None:
-    """Lets Hydra answer a question about the configuration (``--cfg job``, ``--info defaults``); runs nothing.
+def show(name: str, package: str | None, is_resolved: bool, overrides: list[str]) -> str:
+    """Returns the composed configuration as YAML, or a part of it; runs nothing.
+
+    Args:
+        name: the verb.
+        package: a dotted key, such as ``sampling``; null is all of it.
+        is_resolved: whether interpolations are replaced by what they stand for.
+        overrides: ``key=value`` words.
 
     Raises:
-        UserError: for an override that is wrong.
+        UserError: for an override that is wrong, or a package that is not there.
     """
-    compose_config(name, *overrides)
-    sys.argv = [f"manta {name}", *flags, *fit_overrides(SCHEMAS[name], groups(), overrides)]
-    GlobalHydra.instance().clear()
-    hydra.main(config_path="pkg://conf", config_name=name, version_base="1.3")(lambda _: None)()
+    config = compose_config(name, *overrides)
+    try:
+        part = OmegaConf.select(config, package) if package else config
+        if not OmegaConf.is_config(part):
+            raise UserError(f"no part '{package}'{nearest(package or '', [str(key) for key in config])}")
+        return OmegaConf.to_yaml(part, resolve=is_resolved)
+    except OmegaConfBaseException as error:
+        raise UserError(_one_line(error)) from error
 
 
-def complete(name: str, line: str) -> list[str]:
-    """Returns the words that can end ``line`` (the overrides typed so far), by Hydra's own completion."""
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-    from hydra._internal.core_plugins.bash_completion import BashCompletion
-    from hydra._internal.utils import create_config_search_path
-
-    loader = ConfigLoaderImpl(create_config_search_path("pkg://conf"))
-    return BashCompletion(loader)._query(config_name=name, line=line)
-
-
-def _check_option(word: str) -> None:
-    group, _, value = word.lstrip("+").partition("=")
-    group = group.split("@")[0]
-    if group in groups() and re.fullmatch(r"[\w-]+", value) and value not in (*options(group), "null"):
+def _check_word(word: str) -> None:
+    """Checks one word alone, so that the message can name its key."""
+    key, _, value = word.lstrip("+~").partition("=")
+    group = key.split("@")[0]
+    if group in groups() and not word.startswith("~") and value not in options(group):
         hint = f"{nearest(value, options(group))} (there are {', '.join(options(group))})"
         raise UserError(f"no option '{value}' of {group}{hint}")
+    try:
+        OverridesParser.create().parse_override(word)
+    except Exception as error:  # the lexer raises what is no HydraException
+        raise UserError(f"{key}: '{value}' cannot be read; quote it: \"{key}='...'\"") from error
 
 
 def _one_line(error: Exception) -> str:

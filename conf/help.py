@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any
+from enum import Enum
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from conf import entry
 from conf.keys import keys_of
@@ -19,7 +19,7 @@ EXAMPLES = {
 
 def help_text(name: str, what: str, width: int = 118) -> str:
     """Returns the help of a verb."""
-    defaults = OmegaConf.structured(entry.SCHEMAS[name])
+    defaults = entry.compose_config(name)
     lines = [f"manta {name}: {what}", "", f"usage: manta {name} [group=option ...] [key=value ...]", ""]
     lines += ["examples:", EXAMPLES[name], "", "groups (a whole choice at once):"]
     lines += [f"  {group}={'|'.join(entry.options(group))}" for group in entry.groups()]
@@ -31,12 +31,13 @@ def help_text(name: str, what: str, width: int = 118) -> str:
     return "\n".join(lines)
 
 
-def _default(defaults: Any, name: str) -> str:
+def _default(defaults: DictConfig, name: str) -> str:
+    """The value that holds when nothing is typed, as it would be typed."""
     parent, _, leaf = name.rpartition(".")
     node = OmegaConf.select(defaults, parent) if parent else defaults
-    if OmegaConf.is_missing(node, leaf):
-        return MISSING
-    value = node[leaf]
+    value = OmegaConf.to_container(node)[leaf]  # type: ignore[index, call-overload]
     if value is None:
         return "null"
-    return str(value.name) if hasattr(value, "name") else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value.name) if isinstance(value, Enum) else str(value)

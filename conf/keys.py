@@ -33,6 +33,18 @@ class Key:
         return get_origin(self.type) is dict
 
     @property
+    def holds_text(self) -> bool:
+        """Whether what is below it is text."""
+        return self.is_open and get_args(self.type)[1] is str
+
+    @property
+    def values(self) -> list[str]:
+        """What the value can be, where that is a short list."""
+        if self.type is bool:
+            return ["true", "false"]
+        return list(self.type.__members__) if isinstance(self.type, EnumType) else []
+
+    @property
     def type_name(self) -> str:
         """The type as a person writes it."""
         names = []

@@ -13,6 +13,7 @@ from conf.errors import UserError, nearest
 from conf.keys import Key, keys_of
 
 _OVERRIDE = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[^=]+?)(?P<rest>=.*)?", re.DOTALL)
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 
 
 def fit_overrides(schema: type, groups: Iterable[str], overrides: Iterable[str]) -> list[str]:
@@ -33,39 +34,44 @@ def fit_overrides(schema: type, groups: Iterable[str], overrides: Iterable[str])
 def _fit(word: str, keys: dict[str, Key], groups: frozenset[str]) -> str:
     match = _OVERRIDE.fullmatch(word)
     if match is None or (match["rest"] is None and match["sign"] != "~"):
-        raise UserError(f"'{word}' is not key=value{nearest(word, keys)}")
+        known = word in keys or word in groups
+        hint = f"; write {word}=VALUE" if known else nearest(word, [*groups, *keys])
+        raise UserError(f"'{word}' is not key=value{hint}")
     sign, name, rest = match["sign"] or "", match["key"], match["rest"] or ""
-    group = name.split("@")[0]
-    if group in groups or name.startswith("hydra."):
+    if name.split("@")[0] in groups or name.startswith("hydra."):
         return word
     key = keys.get(name)
     if key is None:
         owner = next((k for k in keys.values() if k.is_open and name.startswith(k.name + ".")), None)
-        if owner is not None:
-            return f"{sign or '++'}{name}{rest}"
-        parents = {k.rsplit(".", 1)[0] for k in keys if "." in k}
-        if name in parents:
-            below = ", ".join(k.removeprefix(name + ".") for k in keys if k.startswith(name + "."))
-            raise UserError(f"'{name}' is a group of keys: set one of {below}")
-        raise UserError(f"unknown key '{name}'{nearest(name, [*keys, *groups]) or _siblings(name, keys)}")
-    if key.is_text and rest:
-        return f"{sign}{name}={_literal(rest[1:], is_list_too=key.type_name == 'Any')}"
+        if owner is None:
+            raise UserError(_unknown(name, keys, groups))
+        value = _literal(rest[1:]) if owner.holds_text and rest else rest[1:]
+        return f"{sign or '++'}{name}={value}" if rest else word
+    if key.is_open:
+        return f"{sign or '++'}{name}{rest}" if rest else word
+    if key.is_text and rest and rest != "=null":
+        is_list = key.type_name == "Any" and rest.startswith("=[") and rest.endswith("]")
+        return word if is_list else f"{sign}{name}={_literal(rest[1:])}"
     return word
 
 
-def _siblings(name: str, keys: dict[str, Key]) -> str:
+def _unknown(name: str, keys: dict[str, Key], groups: frozenset[str]) -> str:
+    below = [key.removeprefix(name + ".") for key in keys if key.startswith(name + ".")]
+    if below:
+        return f"'{name}' is a group of keys: set one of {', '.join(below)}"
     parent = name.rsplit(".", 1)[0] + "."
     near = [key for key in keys if key.startswith(parent)] or sorted({key.split(".")[0] for key in keys})
-    return f"; there are {', '.join(near)}"
+    return f"unknown key '{name}'{nearest(name, [*keys, *groups]) or '; there are ' + ', '.join(near)}"
 
 
-def _literal(text: str, *, is_list_too: bool) -> str:
-    """Quotes text for Hydra's grammar, unless it is null, empty, quoted already or a list where one is allowed."""
-    quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "'\""
-    if text in ("", "null") or quoted or (is_list_too and text.startswith("[")):
-        return text if text else "''"
-    text = text.replace("${{", r"\${{")  # a price in a template is no interpolation
-    # Within quotes Hydra unescapes a quote, and backslashes that stand before one.
-    text = re.sub(r"(\\*)'", lambda m: m[1] * 2 + r"\'", text)
-    text = re.sub(r"(\\+)$", lambda m: m[1] * 2, text)
-    return f"'{text}'"
+def _literal(text: str) -> str:
+    """Quotes text for Hydra's grammar, unless it is quoted already."""
+    if _QUOTED.fullmatch(text):
+        return text
+    # OmegaConf: a price in a template is no interpolation. Backslashes count only before '${'.
+    text = re.sub(r"(\\*)\$\{\{", lambda m: m[1] * 2 + r"\${{", text)
+    # Hydra: within quotes, backslashes count only before a quote. The kind of quote that the text lacks needs none.
+    quote = '"' if "'" in text and '"' not in text else "'"
+    text = re.sub(rf"(\\*){quote}", lambda m: m[1] * 2 + "\\" + quote, text)
+    text = re.sub(r"(\\+)\Z", lambda m: m[1] * 2, text)
+    return f"{quote}{text}{quote}"

@@ -29,6 +29,10 @@ class Location:
         """Returns a location below this one."""
         return Location(filesystem=self.filesystem, path=posixpath.join(self.path, *parts))
 
+    def exists(self) -> bool:
+        """Whether there is a file or folder."""
+        return self.filesystem.get_file_info(self.path).type != pafs.FileType.NotFound
+
     def write_bytes(self, data: bytes) -> None:
         """Writes a whole file. On a local disk it appears under its name only when it is complete."""
         self.filesystem.create_dir(posixpath.dirname(self.path), recursive=True)
@@ -80,7 +84,7 @@ def list_files(uri: str, suffixes: tuple[str, ...]) -> tuple[Location, list[Inpu
     Raises:
         UserError: when there is nothing, or it cannot be read.
     """
-    is_glob = any(sign in uri for sign in "*?[")
+    is_glob = _is_glob(uri)
     head = _glob_head(uri) if is_glob else uri
     place = locate(head, "data.input")
     try:
@@ -95,6 +99,7 @@ def list_files(uri: str, suffixes: tuple[str, ...]) -> tuple[Location, list[Inpu
         raise
     except Exception as error:
         raise UserError(f"data.input={uri}: cannot be read: {' '.join(str(error).split())[:400]}") from error
+    is_output = any(entry.base_name == "_manta" for entry in listed)
     pattern = _absolute_pattern(uri, head, place.path) if is_glob else None
     files = []
     for entry in sorted(listed, key=lambda entry: entry.path):
@@ -105,7 +110,8 @@ def list_files(uri: str, suffixes: tuple[str, ...]) -> tuple[Location, list[Inpu
             wanted = _matches(entry.path, pattern)
         else:
             hidden = any(part.startswith(("_", ".")) for part in name.split("/"))
-            wanted = not hidden and name.endswith(suffixes)
+            hidden = hidden or (is_output and name.startswith("failed/"))
+            wanted = not hidden and name.lower().endswith(suffixes)
         if wanted:
             files.append(InputFile(path=entry.path, name=name, size_bytes=entry.size or 0))
     if not files:
@@ -114,14 +120,29 @@ def list_files(uri: str, suffixes: tuple[str, ...]) -> tuple[Location, list[Inpu
     return place, files
 
 
+def _is_glob(uri: str) -> bool:
+    """Whether it is a pattern: not where a file has that very name, nor for the query of a URI."""
+    if "://" in uri:
+        return any(sign in uri.split("?")[0] for sign in "*[")
+    return any(sign in uri for sign in "*?[") and not Path(uri).expanduser().exists()
+
+
 def _glob_head(pattern: str) -> str:
+    if "://" in pattern:
+        pattern, mark, query = pattern.partition("?")
+        return _glob_head_of(pattern) + mark + query
+    return _glob_head_of(posixpath.normpath(pattern))
+
+
+def _glob_head_of(pattern: str) -> str:
     parts = pattern.split("/")
     first = next(i for i, part in enumerate(parts) if any(sign in part for sign in "*?["))
     return "/".join(parts[:first]) or ("/" if pattern.startswith("/") else ".")
 
 
 def _absolute_pattern(uri: str, head: str, path: str) -> str:
-    tail = uri if head == "." else uri[len(head) :]
+    uri = uri.split("?")[0] if "://" in uri else posixpath.normpath(uri)
+    tail = uri if head == "." else uri[len(head.split("?")[0] if "://" in uri else head) :]
     return posixpath.join(path, tail.lstrip("/"))
 
 

@@ -85,7 +85,9 @@ def make_chunk(tokenizer: tokenizers.Tokenizer, seed: int, index: int, batch_siz
     def pack(rows: list[tuple[list[int], list[bool]]]) -> np.ndarray:
         # Few distinct lengths keep the allocator of the device calm.
         width = min(LONG_TOKENS, -(-max(len(ids) for ids, _ in rows) // 32) * 32)
-        batch = np.full((len(rows), width), -1 - tokenizer.token_to_id(teacher.PAD), dtype=np.int32)
+        pad = tokenizer.token_to_id(teacher.PAD)
+        assert pad is not None
+        batch = np.full((len(rows), width), -1 - pad, dtype=np.int32)
         for i, (ids, learn) in enumerate(rows):
             row = np.where(learn, ids, -1 - np.asarray(ids))[:width]
             batch[i, : len(row)] = row

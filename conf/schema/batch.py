@@ -25,8 +25,10 @@ class ProgressSpec:
     """Answers shown under the summary."""
 
     def __post_init__(self) -> None:
-        if self.interval_s <= 0:
+        if not self.interval_s > 0:
             raise UserError(f"progress.interval_s must be > 0, got {self.interval_s}")
+        if self.show_rows < 0:
+            raise UserError(f"progress.show_rows must be >= 0, got {self.show_rows}")
 
 
 @dataclass(kw_only=True, slots=True)

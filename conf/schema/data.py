@@ -67,4 +67,4 @@ class DataSpec:
     @property
     def inputs(self) -> list[str]:
         """The inputs as a list."""
-        return [self.input] if isinstance(self.input, str) else list(self.input or [])
+        return list(self.input) if isinstance(self.input, (list, tuple)) else [self.input]

@@ -54,6 +54,13 @@ class FaultSpec:
     fail_start: bool = False
     """The engine fails to start."""
 
+    def __post_init__(self) -> None:
+        for key in ("die_after", "latency_ms"):
+            if not getattr(self, key) >= 0:
+                raise UserError(f"engine.fault.{key} must be >= 0, got {getattr(self, key)}")
+        if self.die_after and not self.die_once_file:
+            raise UserError(f"engine.fault.die_after={self.die_after} needs engine.fault.die_once_file")
+
 
 @dataclass(kw_only=True, slots=True)
 class EngineSpec:
@@ -94,6 +101,8 @@ class EngineSpec:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"engine.{key} must be >= 1 or null, got {value}")
+        if not self.start_timeout_s > 0:
+            raise UserError(f"engine.start_timeout_s must be > 0, got {self.start_timeout_s}")
         if self.max_restarts < 0:
             raise UserError(f"engine.max_restarts must be >= 0, got {self.max_restarts}")
 

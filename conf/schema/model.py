@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
+from conf.errors import UserError
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
 
 @dataclass(kw_only=True, slots=True)
 class ModelSpec:
@@ -23,3 +27,7 @@ class ModelSpec:
     """Weights and activations: auto, float32, bfloat16 or float16."""
     trust_remote_code: bool = False
     """Run Python code found in the model folder. Only for folders whose code you have read."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise UserError(f"model.dtype must be one of {', '.join(DTYPES)}, got '{self.dtype}'")

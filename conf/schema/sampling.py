@@ -31,7 +31,7 @@ class SamplingSpec:
     def __post_init__(self) -> None:
         rules = [
             ("max_tokens", self.max_tokens >= 1, ">= 1"),
-            ("temperature", self.temperature >= 0, ">= 0"),
+            ("temperature", 0 <= self.temperature < float("inf"), ">= 0"),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
             ("top_k", self.top_k >= 0, ">= 0 (0 considers every token)"),
             ("min_p", 0 <= self.min_p <= 1, "in [0, 1]"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,11 @@ import pyarrow.parquet as pq
 from conf.schema.output import OutputFormat
 from pipelines.batch import columns as c
 from pipelines.batch.identify import failed_rows
+from pipelines.batch.schema import has_empty_struct
 from pipelines.storage import Location
+
+SHOWN_ROWS = 20
+"""Rows of a unit that the driver may show."""
 
 FAILED_SCHEMA = pa.schema(
     [
@@ -50,14 +55,14 @@ def commit(table: pa.Table, sink: Sink) -> pa.Table:
     """
     if not len(table):
         return pa.table({name: pa.array([], kind) for name, kind in _COUNTS.items()})
+    table = table.sort_by([(c.SOURCE, "ascending"), (c.POSITION, "ascending")])
     failed = failed_rows(table)
     bad = table.filter(failed)
     good = table.filter(pc.invert(failed))  # type: ignore[attr-defined]
     unit = unit_id(table)
-    if len(good):
-        _write(_answers(good, sink.prefix), sink.output.join(f"part-{unit}.{sink.format.value}"), sink.format)
-    if len(bad):
-        _write(_dead_letters(bad), sink.output.join("failed", f"part-{unit}.{sink.format.value}"), sink.format)
+    name = f"part-{unit}.{sink.format.value}"
+    _put(_answers(good, sink.prefix), sink.output.join(name), sink.format)
+    _put(_dead_letters(bad), sink.output.join("failed", name), sink.format)
     counts = unit_counts(unit, good, bad, sink.answer_column)
     return pa.table({name: pa.array([counts[name]], kind) for name, kind in _COUNTS.items()})
 
@@ -65,8 +70,9 @@ def commit(table: pa.Table, sink: Sink) -> pa.Table:
 def unit_id(table: pa.Table) -> str:
     """Returns a name that depends on the unit's rows alone, so that writing it twice is harmless."""
     digest = hashlib.blake2b(digest_size=6)
-    for row_id in sorted(table.column(c.ROW_ID).to_pylist()):
-        digest.update(row_id.encode() + b"\0")
+    rows = zip(*(table.column(name).to_pylist() for name in (c.SOURCE, c.POSITION, c.ROW_ID)), strict=True)
+    for row in sorted(rows):
+        digest.update(json.dumps(row).encode())
     return digest.hexdigest()
 
 
@@ -94,8 +100,8 @@ def unit_counts(unit: str, good: pa.Table, bad: pa.Table, answer_column: str | N
     if answer_column is not None:
         wanted = good.column(answer_column).to_pylist()
         pairs = zip(outputs.to_pylist(), wanted, strict=True)
-        matches = sum(output.strip() == str(answer).strip() for output, answer in pairs)
-    shown = good.slice(0, 20).select([*c.input_columns(good), c.ROW_ID, c.OUTPUT]).to_pylist()
+        matches = sum(output.strip() == _text(answer) for output, answer in pairs)
+    shown = good.slice(0, SHOWN_ROWS).select([*c.input_columns(good), c.SOURCE, c.POSITION, c.OUTPUT]).to_pylist()
     return {
         "unit": unit,
         "answers": len(good),
@@ -115,18 +121,52 @@ def _answers(good: pa.Table, prefix: str) -> pa.Table:
 
 
 def _dead_letters(bad: pa.Table) -> pa.Table:
-    rows = [json.dumps(row, default=str, ensure_ascii=False) for row in bad.select(c.input_columns(bad)).to_pylist()]
+    rows = [json_text(row) for row in bad.select(c.input_columns(bad)).to_pylist()]
     raw = bad.column(c.RAW).to_pylist()
     columns = [bad.column(name) for name in (c.ROW_ID, c.SOURCE, c.POSITION, c.ERROR, c.MESSAGE, c.ATTEMPTS)]
     text = [row if record is None else record for row, record in zip(rows, raw, strict=True)]
     return pa.table([*columns, pa.array(text, pa.string())], schema=FAILED_SCHEMA)
 
 
-def _write(table: pa.Table, place: Location, kind: OutputFormat) -> None:
+def _put(table: pa.Table, place: Location, kind: OutputFormat) -> None:
+    """Writes a file, or sees to it that an empty one is not there: the unit may have been written before."""
+    if not len(table):
+        if place.exists():
+            place.filesystem.delete_file(place.path)
+        return
     buffer = io.BytesIO()
     if kind is OutputFormat.parquet:
+        for index, field in enumerate(table.schema):
+            if has_empty_struct(field.type):
+                text = [None if value is None else json_text(value) for value in table.column(index).to_pylist()]
+                table = table.set_column(index, field.name, pa.array(text, pa.string()))
         pq.write_table(table, buffer, compression="zstd")
     else:
         for row in table.to_pylist():
-            buffer.write(json.dumps(row, default=str, ensure_ascii=False).encode() + b"\n")
+            buffer.write(json_text(row).encode() + b"\n")
     place.write_bytes(buffer.getvalue())
+
+
+def json_text(value: Any) -> str:
+    """Returns JSON; a float that is no number becomes null, what JSON lacks becomes text."""
+    try:
+        return json.dumps(value, default=str, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), default=str, ensure_ascii=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _text(answer: Any) -> str | None:
+    """The text that an output must equal; a whole number in a column of floats is that number."""
+    if answer is None:
+        return None
+    if isinstance(answer, float) and answer.is_integer():
+        answer = int(answer)
+    return str(answer).strip()

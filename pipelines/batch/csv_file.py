@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from pipelines.storage import Location
+
+BLOCK_BYTES = 32 << 20
+"""What the parser takes at a time; no record may be longer than about that."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,9 +84,9 @@ def csv_chunks(location: Location, compression: str | None, names: list[str]) ->
 
 
 def _options(path: str, handler: Any) -> dict[str, Any]:
-    delimiter = "\t" if ".tsv" in path else ","
+    delimiter = "\t" if ".tsv" in PurePosixPath(path.lower()).suffixes else ","
     parse = pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=handler)
-    return {"parse_options": parse, "read_options": pacsv.ReadOptions(use_threads=False)}
+    return {"parse_options": parse, "read_options": pacsv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES)}
 
 
 def _decode(table: pa.Table, numbers: list[int]) -> tuple[pa.Table, list[BadRecord]]:

@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cluster.connect import connect
 from conf.schema.batch import BatchJob
 from pipelines.batch.monitor import JobState, now
 from pipelines.batch.plan import Plan, absolute, make_plan
 from pipelines.batch.progress import Display, Readings, make_display
 from pipelines.batch.summary import Result, Seconds, Totals
+from pipelines.batch.terminal import divert_output, scratch_folder
 from pipelines.storage import Location
 
 POLL_S = 0.25
@@ -38,17 +40,19 @@ def run(job: BatchJob) -> int:
     """
     began = now()
     plan = make_plan(absolute(job), began)
-    display = make_display(job.progress, plan.source.rows)
-    files = len({split.location.path for split in plan.source.splits})
-    display.note(f"{plan.source.rows:,} rows in {files:,} file{'s' if files > 1 else ''} -> {plan.output.path}")
-    try:
-        result = _execute(plan, display, began)
-    except JobFailed as error:
-        display.close()
-        print(f"manta batch: {error}\nlogs: {plan.output.join('_manta', 'logs').path}", file=sys.stderr)
-        return 1
-    finally:
-        display.close()
+    logs = plan.output.join("_manta", "logs")
+    with scratch_folder() as scratch:
+        log = Path(logs.path if plan.output.is_local else scratch, "driver.log")
+        try:
+            with divert_output(log) as terminal:
+                display = make_display(job.progress, plan.source.rows, terminal)
+                try:
+                    result = _execute(plan, display, began, Path(scratch))
+                finally:
+                    display.close()
+        except JobFailed as error:
+            print(f"manta batch: {error}\nlogs: {logs.path}", file=sys.stderr)
+            return 1
     record = json.dumps(result.record(), indent=2, ensure_ascii=False)
     plan.output.join("_manta", "job.json").write_bytes(record.encode())
     print(result.text())
@@ -57,13 +61,14 @@ def run(job: BatchJob) -> int:
     return result.exit_code
 
 
-def _execute(plan: Plan, display: Display, began: float) -> Result:
-    from cluster.connect import connect
+def _execute(plan: Plan, display: Display, began: float, scratch: Path) -> Result:
+    files = len({split.location.path for split in plan.source.splits})
+    display.note(f"{plan.source.rows:,} rows in {files:,} file{'s' if files > 1 else ''} -> {plan.output.path}")
 
     engine = plan.job.engine
     readers = max(1, min(len(plan.source.splits), 8))
     num_cpus = int(engine.num_replicas * plan.placement.total.get("CPU", 1)) + 2
-    with connect(plan.job.cluster, num_cpus) as connection:
+    with connect(plan.job.cluster, num_cpus, scratch) as connection:
         import ray
 
         from pipelines.batch.monitor import Monitor
@@ -81,7 +86,7 @@ def _execute(plan: Plan, display: Display, began: float) -> Result:
             dataset = build_pipeline(plan, monitor, actors, readers)
             consumer = Consumer(dataset)
             with _interruptible(monitor, display) as interruption:
-                state = _watch(consumer, monitor, display, plan.source.rows)
+                state = _watch(consumer, monitor, display, plan)
         finally:
             actors.release()
             _keep_logs(connection.logs, plan.output)
@@ -127,7 +132,7 @@ class Consumer:
             self.error = error
 
 
-def _watch(consumer: Consumer, monitor: Any, display: Display, total_rows: int) -> JobState:
+def _watch(consumer: Consumer, monitor: Any, display: Display, plan: Plan) -> JobState:
     """Shows progress until the pipeline ends.
 
     Raises:
@@ -135,22 +140,25 @@ def _watch(consumer: Consumer, monitor: Any, display: Display, total_rows: int) 
     """
     import ray
 
-    readings = Readings(total_rows)
+    readings = Readings(plan.source.rows)
     while not consumer.wait(POLL_S):
         state: JobState = ray.get(monitor.state.remote())
-        _check_engines(state)
+        _check_engines(state, plan.job.engine.max_restarts)
         readings.update(state, time.monotonic())
         display.show(readings)
     state = ray.get(monitor.state.remote())
     if consumer.error is not None:
-        _check_engines(state)
+        _check_engines(state, plan.job.engine.max_restarts)
         raise JobFailed(_cause(consumer.error)) from consumer.error
     return state
 
 
-def _check_engines(state: JobState) -> None:
+def _check_engines(state: JobState, max_restarts: int) -> None:
     if state.start_failure is not None:
         raise JobFailed(f"an engine did not start: {state.start_failure}")
+    if len(state.deaths) > max_restarts:
+        died = f"{len(state.deaths)} engines died, engine.max_restarts={max_restarts}"
+        raise JobFailed(f"{died}; the last one: {state.deaths[-1]}")
 
 
 def _check_room(plan: Plan, resources: dict[str, float]) -> None:

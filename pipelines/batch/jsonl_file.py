@@ -31,9 +31,13 @@ def parse_line(line: bytes) -> dict[str, Any]:
         ValueError: when it is no JSON object; the message says what it is.
     """
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode("utf-8-sig"))  # bytes would let half a surrogate pair through
+        if b"\\ud" in line.lower():
+            json.dumps(row, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 (byte {error.start})") from None
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(row, dict):

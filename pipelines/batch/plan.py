@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pyarrow import fs as pafs
 
@@ -12,7 +13,6 @@ from cluster.connect import local_devices
 from conf.errors import UserError
 from conf.schema.batch import BatchJob
 from conf.schema.engine import Device, EngineKind
-from conf.schema.output import OutputSpec
 from pipelines.batch import columns as c
 from pipelines.batch.identify import Identity, fingerprint_model
 from pipelines.batch.source import Source, open_source, pack
@@ -22,6 +22,8 @@ from serve.engine.arguments import check_engine_arguments
 from serve.engine.placement import Placement, place
 from serve.engine.prompt import check_partition, context_tokens, read_model_config
 
+_OURS = re.compile(r"(failed/)?part-[0-9a-f]{12}\.(parquet|jsonl)|_manta/job\.json|_manta/logs/.*")
+"""What a job writes below its output folder."""
 MIN_BLOCK_ROWS, MAX_BLOCK_ROWS = 32, 1024
 BLOCKS_PER_REPLICA = 16
 """Blocks that each replica should get: enough to balance them, few enough that a block's cost is small."""
@@ -67,8 +69,10 @@ def make_plan(job: BatchJob, now: float | None = None) -> Plan:
     builder = MessageBuilder(job.data, columns)
     assert builder.columns or not job.data.messages
     source = source.first(job.data.limit)
-    output = _prepare_output(job, now or time.time())
     device = _device(job)
+    fingerprint = fingerprint_model(job.model)
+    placement = place(job.engine, device)
+    output = _prepare_output(job, source, now or time.time())  # last: it may delete
     in_flight = job.engine.in_flight_rows
     block_rows = source.rows // (job.engine.num_replicas * BLOCKS_PER_REPLICA)
     block_rows = min(max(block_rows, MIN_BLOCK_ROWS), MAX_BLOCK_ROWS)
@@ -78,13 +82,13 @@ def make_plan(job: BatchJob, now: float | None = None) -> Plan:
         output=output,
         identity=Identity(
             model=job.model,
-            model_fingerprint=fingerprint_model(job.model),
+            model_fingerprint=fingerprint,
             data=job.data,
             sampling=job.sampling,
             columns=columns,
             max_model_len=max_model_len,
         ),
-        placement=place(job.engine, device),
+        placement=placement,
         device=device,
         block_rows=block_rows,
         blocks_in_flight=min(-(-in_flight // block_rows) + 1, 32),
@@ -118,24 +122,29 @@ def _device(job: BatchJob) -> Device:
     return Device.cuda if gpus else Device.cpu
 
 
-def _prepare_output(job: BatchJob, now: float) -> Location:
+def _prepare_output(job: BatchJob, source: Source, now: float) -> Location:
     """Makes the output folder and checks that it can be written and holds no former job."""
-    spec: OutputSpec = job.output
-    path = spec.path or f"out/{job.model.name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}"
+    path = job.output.path or f"out/{job.model.name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}"
     output = locate(path, "output.path")
     try:
         info = output.filesystem.get_file_info(output.path)
         if info.type == pafs.FileType.File:
             raise UserError(f"output.path={path}: it is a file; a folder is wanted")
-        former = info.type == pafs.FileType.Directory and _former(output)
-        if former and not spec.overwrite:
+        former = _written(output) if info.type == pafs.FileType.Directory else []
+        if former and not job.output.overwrite:
+            what = PurePosixPath(former[0]).name
             raise UserError(
-                f"output.path={path}: it holds a former job's {former}; choose another, or output.overwrite=true"
+                f"output.path={path}: it holds a former job's {what}; choose another, or output.overwrite=true"
+            )
+        read = {split.location.path for split in source.splits}
+        if own := read.intersection(former):
+            raise UserError(
+                f"output.overwrite=true would delete the input {sorted(own)[0]}; choose another output.path"
             )
         output.join("_manta", "probe").write_bytes(b"")
         output.filesystem.delete_file(output.join("_manta", "probe").path)
-        if former:
-            _clear(output)
+        for file in former:
+            output.filesystem.delete_file(file)
     except UserError:
         raise
     except Exception as error:
@@ -143,22 +152,13 @@ def _prepare_output(job: BatchJob, now: float) -> Location:
     return output
 
 
-def _former(output: Location) -> str | None:
-    """Returns the name of a file that a former job left, if there is one."""
-    selector = pafs.FileSelector(output.path, recursive=False)
-    for entry in output.filesystem.get_file_info(selector):
-        if entry.base_name.startswith("part-") or entry.base_name == "failed":
-            return entry.base_name
-    return None
-
-
-def _clear(output: Location) -> None:
-    """Deletes what a job wrote, and nothing else."""
-    for entry in output.filesystem.get_file_info(pafs.FileSelector(output.path, recursive=False)):
-        if entry.base_name.startswith("part-"):
-            output.filesystem.delete_file(entry.path)
-        elif entry.base_name in ("failed", "_manta"):
-            output.filesystem.delete_dir(entry.path)
+def _written(output: Location) -> list[str]:
+    """Returns the paths that a former job wrote; what others put beside them is not ours."""
+    listed = output.filesystem.get_file_info(pafs.FileSelector(output.path, recursive=True))
+    paths = {
+        entry.path: PurePosixPath(entry.path).relative_to(output.path).as_posix() for entry in listed if entry.is_file
+    }
+    return sorted(path for path, name in paths.items() if _OURS.fullmatch(name))
 
 
 def absolute(job: BatchJob) -> BatchJob:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Protocol, TextIO
 
@@ -89,8 +88,8 @@ class Display(Protocol):
 class Bar:
     """A live bar."""
 
-    def __init__(self, total_rows: int) -> None:
-        """``total_rows`` is the number of rows to be done."""
+    def __init__(self, total_rows: int, stream: TextIO) -> None:
+        """Args are the number of rows to be done and a terminal."""
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -100,7 +99,7 @@ class Bar:
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
-            console=Console(file=sys.stderr),
+            console=Console(file=stream),
             transient=True,
         )
         self._task = self._progress.add_task("starting", total=total_rows, figures="")
@@ -124,10 +123,10 @@ class Bar:
 class Lines:
     """A plain line at intervals."""
 
-    def __init__(self, interval_s: float, stream: TextIO | None = None) -> None:
-        """``interval_s`` is the time between two lines."""
+    def __init__(self, interval_s: float, stream: TextIO) -> None:
+        """Args are the time between two lines, and where they go."""
         self._interval_s = interval_s
-        self._stream = stream or sys.stderr
+        self._stream = stream
         self._began = self._last = time.monotonic()
 
     def show(self, readings: Readings) -> None:
@@ -163,11 +162,11 @@ class Silence:
         """See `Display`."""
 
 
-def make_display(spec: ProgressSpec, total_rows: int) -> Display:
+def make_display(spec: ProgressSpec, total_rows: int, stream: TextIO) -> Display:
     """Returns what suits the output: a bar on a terminal, lines elsewhere, nothing where quiet is asked for."""
     if spec.quiet:
         return Silence()
-    return Bar(total_rows) if sys.stderr.isatty() else Lines(spec.interval_s)
+    return Bar(total_rows, stream) if stream.isatty() else Lines(spec.interval_s, stream)
 
 
 def duration(seconds: float | None) -> str:

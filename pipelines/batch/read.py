@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -61,20 +62,38 @@ def _read_parquet(split: Split, schema: pa.Schema, _: frozenset[str]) -> Iterato
         file = pq.ParquetFile(stream)
         groups = list(range(split.start, split.end))
         for batch in file.iter_batches(batch_size=READ_ROWS, row_groups=groups):
-            table = _conform(pa.Table.from_batches([batch]), schema)
-            yield _sound(table, range(number, number + table.num_rows))
-            number += table.num_rows
+            numbers = range(number, number + batch.num_rows)
+            table, wrong = _conform(pa.Table.from_batches([batch]), schema)
+            table = _sound(table, numbers)
+            if wrong:
+                text = batch.to_pylist()
+                errors = {i: ("wrong_type", f"{split.name}: row {numbers[i]}: {wrong[i]}") for i in wrong}
+                raw = {i: json.dumps(text[i], default=str, ensure_ascii=False) for i in wrong}
+                table = _faulty(table, errors, raw)
+            yield table
+            number += batch.num_rows
 
 
-def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Gives a file's table the columns of the whole source."""
-    arrays = []
+def _conform(table: pa.Table, schema: pa.Schema) -> tuple[pa.Table, dict[int, str]]:
+    """Gives a file's table the columns of the whole source; says which rows hold a value that has no place there."""
+    arrays, wrong = [], {}
     for field in schema:
-        if field.name in table.column_names:
-            arrays.append(table.column(field.name).cast(field.type))
-        else:
+        if field.name not in table.column_names:
             arrays.append(pa.nulls(table.num_rows, field.type))
-    return pa.table(arrays, schema=schema)
+            continue
+        column = table.column(field.name)
+        try:
+            arrays.append(column.cast(field.type))
+        except pa.ArrowInvalid:
+            kept = []
+            for index in range(len(column)):
+                try:
+                    kept.append(column.slice(index, 1).cast(field.type).combine_chunks())
+                except pa.ArrowInvalid as error:
+                    wrong.setdefault(index, f"column '{field.name}': {' '.join(str(error).split())}")
+                    kept.append(pa.nulls(1, field.type))
+            arrays.append(pa.chunked_array(kept, field.type))
+    return pa.table(arrays, schema=schema), wrong
 
 
 def _sound(table: pa.Table, numbers: Any) -> pa.Table:
@@ -136,7 +155,7 @@ def _read_csv(split: Split, schema: pa.Schema, _: frozenset[str]) -> Iterator[pa
     path = split.location.path
     names = csv_names(split.location, compression(path))
     for chunk in csv_chunks(split.location, compression(path), names):
-        table = _sound(_conform(chunk.table, schema), chunk.numbers)
+        table = _sound(_conform(chunk.table, schema)[0], chunk.numbers)
         if chunk.bad:
             nothing = pa.table([pa.nulls(len(chunk.bad), field.type) for field in schema], schema=schema)
             nothing = c.with_column(nothing, c.POSITION, [bad.number for bad in chunk.bad])
@@ -145,5 +164,5 @@ def _read_csv(split: Split, schema: pa.Schema, _: frozenset[str]) -> Iterator[pa
                 for index, bad in enumerate(chunk.bad)
             }
             raw = {index: bad.text for index, bad in enumerate(chunk.bad)}
-            table = pa.concat_tables([table, _faulty(nothing, errors, raw)])
+            table = pa.concat_tables([table, _faulty(nothing, errors, raw)]).sort_by(c.POSITION)
         yield table

@@ -7,8 +7,12 @@ from collections import Counter
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.types as pat
 
 JSON_TEXT = pa.string()
+_KINDS: dict[type, str] = {bool: "bool", int: "number", float: "number", str: "string"}
+_MISFITS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, UnicodeEncodeError)
+"""What pyarrow raises when a value does not fit."""
 
 
 class ColumnTypes:
@@ -16,13 +20,14 @@ class ColumnTypes:
 
     Integers and floats are one kind and become float64 where both occur. Of several kinds the most frequent wins; rows
     of another kind are bad rows, not a reason to fail. Text stays text: no dates, no numbers are guessed out of it.
-    Nested values that Arrow cannot unify are kept as JSON text.
+    What Arrow cannot hold exactly (integers beyond 64 bits, nested values of no common type) is kept as JSON text.
     """
 
     def __init__(self) -> None:
         self._kinds: dict[str, Counter[str]] = {}
         self._nested: dict[str, pa.DataType | None] = {}
         self._floats: set[str] = set()
+        self._big: set[str] = set()
 
     def see(self, row: dict[str, Any]) -> None:
         """Counts one row."""
@@ -34,8 +39,10 @@ class ColumnTypes:
                 continue
             kind = _KINDS.get(type(value), "nested")
             votes[kind] += 1
-            if type(value) is float or (type(value) is int and not -(2**63) <= value < 2**63):
+            if type(value) is float:
                 self._floats.add(name)
+            elif type(value) is int and not -(2**63) <= value < 2**63:
+                self._big.add(name)
             elif kind == "nested":
                 self._see_nested(name, value)
 
@@ -49,14 +56,19 @@ class ColumnTypes:
                 pair = [pa.schema([("x", known)]), pa.schema([("x", seen)])]
                 known = pa.unify_schemas(pair, promote_options="permissive").field("x").type
             self._nested[name] = known
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
+        except _MISFITS:
             self._nested[name] = None
 
     def schema(self) -> pa.Schema:
         """Returns the decided schema, columns in the order in which they came."""
-        return pa.schema([(name, self._type(name)) for name in self._kinds])
+        return pa.schema([(name, self._type(name) or JSON_TEXT) for name in self._kinds])
 
-    def _type(self, name: str) -> pa.DataType:
+    def json_columns(self) -> set[str]:
+        """Returns the columns that are kept as JSON text."""
+        return {name for name in self._kinds if self._type(name) is None}
+
+    def _type(self, name: str) -> pa.DataType | None:
+        """The column's type; null is JSON text."""
         votes = self._kinds[name]
         if not votes:
             return pa.string()  # only nulls: text is what later rows most likely hold
@@ -64,17 +76,18 @@ class ColumnTypes:
         if kind == "bool":
             return pa.bool_()
         if kind == "number":
-            return pa.float64() if name in self._floats else pa.int64()
+            return None if name in self._big else pa.float64() if name in self._floats else pa.int64()
         if kind == "nested":
-            return self._nested[name] or JSON_TEXT
+            nested = self._nested[name]
+            return None if nested is None or has_empty_struct(nested) else nested
         return pa.string()
 
-    def json_columns(self) -> set[str]:
-        """Returns the columns that are kept as JSON text."""
-        return {name for name in self._kinds if self._nested.get(name, 0) is None and self._type(name) == JSON_TEXT}
 
-
-_KINDS: dict[type, str] = {bool: "bool", int: "number", float: "number", str: "string"}
+def has_empty_struct(of: pa.DataType) -> bool:
+    """Whether objects without fields occur in a type; Parquet cannot hold them."""
+    if pat.is_struct(of):
+        return of.num_fields == 0 or any(has_empty_struct(field.type) for field in of)
+    return pat.is_nested(of) and hasattr(of, "value_type") and has_empty_struct(of.value_type)
 
 
 def to_table(
@@ -91,31 +104,56 @@ def to_table(
         The table with as many rows, and what is wrong with a row, by its index.
     """
     wrong: dict[int, str] = {}
-    columns = []
+    table = pa.table({"": pa.nulls(len(rows))}).drop_columns([""])  # keeps the number of rows where there is no column
     for field in schema:
         values = [None if row is None else row.get(field.name) for row in rows]
         if field.name in json_columns:
             values = [v if v is None or isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values]
-        columns.append(_column(values, field, wrong))
+        table = table.append_column(field, _column(values, field, wrong))
     known = set(schema.names)
     for index, row in enumerate(rows):
         if row is not None and not known.issuperset(row):
             extra = next(name for name in row if name not in known)
             wrong.setdefault(index, f"column '{extra}' does not occur where the columns were looked up")
-    return pa.table(columns, schema=schema), wrong
+    return table, wrong
 
 
 def _column(values: list[Any], field: pa.Field, wrong: dict[int, str]) -> pa.Array:
-    try:
-        return pa.array(values, field.type)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        pass
     kept = []
     for index, value in enumerate(values):
-        try:
-            pa.array([value], field.type)
+        if _fits(value, field.type):
             kept.append(value)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        else:
             wrong.setdefault(index, f"column '{field.name}' holds {field.type} elsewhere, here {type(value).__name__}")
             kept.append(None)
+    try:
+        return pa.array(kept, field.type)
+    except _MISFITS:
+        pass
+    for index, value in enumerate(kept):
+        try:
+            pa.array([value], field.type)
+        except _MISFITS as error:
+            wrong.setdefault(index, f"column '{field.name}' cannot hold its value: {' '.join(str(error).split())}")
+            kept[index] = None
     return pa.array(kept, field.type)
+
+
+def _fits(value: Any, of: pa.DataType) -> bool:
+    """Whether a JSON value is of a type. Arrow would read text as a list of letters and drop unknown fields."""
+    if value is None:
+        return True
+    if pat.is_string(of):
+        return type(value) is str
+    if pat.is_boolean(of):
+        return type(value) is bool
+    if pat.is_integer(of):
+        return type(value) is int
+    if pat.is_floating(of):
+        return type(value) in (int, float)
+    if pat.is_list(of):
+        return type(value) is list and all(_fits(item, of.value_type) for item in value)
+    if pat.is_struct(of):
+        fields = {field.name: field.type for field in of}
+        return type(value) is dict and all(name in fields and _fits(v, fields[name]) for name, v in value.items())
+    return pat.is_null(of) is False

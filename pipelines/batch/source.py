@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from conf.errors import UserError
 from conf.schema.data import DataFormat, DataSpec
 from pipelines.batch.csv_file import csv_chunks, csv_names
-from pipelines.batch.jsonl_file import lines_of
+from pipelines.batch.jsonl_file import lines_of, parse_line
 from pipelines.batch.schema import ColumnTypes
 from pipelines.storage import InputFile, Location, list_files
 
@@ -37,7 +37,7 @@ class Split:
     name: str
     """The file's name; with a record's number it makes the row id."""
     file_id: str
-    """Eight hex digits of the name."""
+    """Sixteen hex digits made of the name."""
     format: DataFormat
     start: int
     """First byte (JSONL) or first row group (Parquet)."""
@@ -85,22 +85,25 @@ def open_source(spec: DataSpec) -> Source:
         UserError: when something is missing, unreadable, of no known format, or empty.
     """
     found: list[tuple[Location, InputFile, DataFormat]] = []
+    seen: set[tuple[str, str]] = set()
     for uri in spec.inputs:
         wanted = SUFFIXES[spec.format] if spec.format is not DataFormat.auto else sum(SUFFIXES.values(), ())
         place, files = list_files(uri, _with_compressions(wanted))
         for file in files:
-            found.append((replace(place, path=file.path), file, _format(spec, file)))
-    names = [file.name for _, file, _ in found]
+            if (place.filesystem.type_name, file.path) not in seen:  # two inputs may name one file
+                seen.add((place.filesystem.type_name, file.path))
+                found.append((replace(place, path=file.path), file, _format(spec, file)))
+    names = Counter(file.name for _, file, _ in found)
     splits: list[Split] = []
     schemas: list[pa.Schema] = []
     types = ColumnTypes()
     for place, file, kind in found:
         # two inputs may hold files of one name; only then the whole path tells them apart
-        name = file.name if names.count(file.name) == 1 else file.path
+        name = file.name if names[file.name] == 1 else file.path
         whole = Split(
             location=place,
             name=name,
-            file_id=hashlib.blake2b(name.encode(), digest_size=4).hexdigest(),
+            file_id=hashlib.blake2b(name.encode(), digest_size=8).hexdigest(),
             format=kind,
             start=0,
             end=0,
@@ -159,7 +162,7 @@ def _format(spec: DataSpec, file: InputFile) -> DataFormat:
 
 def compression(path: str) -> str | None:
     """Returns the compression that a file's name says, in pyarrow's words."""
-    return next((name for suffix, name in COMPRESSIONS.items() if path.endswith(suffix)), None)
+    return next((name for suffix, name in COMPRESSIONS.items() if path.lower().endswith(suffix)), None)
 
 
 def _split(whole: Split, schemas: list[pa.Schema], types: ColumnTypes) -> Iterator[Split]:
@@ -202,11 +205,9 @@ def _split_jsonl(whole: Split, types: ColumnTypes) -> Iterator[Split]:
 
 def _see_line(line: bytes, types: ColumnTypes) -> None:
     try:
-        row = json.loads(line)
+        types.see(parse_line(line))
     except ValueError:
         return  # a bad row when it is read; here it only has no vote
-    if isinstance(row, dict):
-        types.see(row)
 
 
 def _split_csv(whole: Split, schemas: list[pa.Schema]) -> Iterator[Split]:

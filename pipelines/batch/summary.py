@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from conf.schema.batch import BatchJob
+from pipelines.batch import columns as c
+from pipelines.batch.commit import SHOWN_ROWS
 from pipelines.batch.monitor import JobState
 from pipelines.batch.plan import Plan
 from pipelines.batch.progress import duration
@@ -29,6 +31,7 @@ class Totals:
     errors: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Rows and an example's message for each class of error."""
     sample: list[dict[str, Any]] = field(default_factory=list)
+    """The first answers, by file and position."""
 
     def add(self, unit: dict[str, Any]) -> None:
         """Adds one unit; see `commit.unit_counts`."""
@@ -37,7 +40,8 @@ class Totals:
         for error, (rows, message) in json.loads(unit["errors"]).items():
             before, example = self.errors.get(error, (0, message))
             self.errors[error] = (before + rows, example)
-        self.sample = sorted([*self.sample, *json.loads(unit["sample"])], key=lambda row: row["__manta_row_id"])[:20]
+        rows = [*self.sample, *json.loads(unit["sample"])]
+        self.sample = sorted(rows, key=lambda row: (row[c.SOURCE], row[c.POSITION]))[:SHOWN_ROWS]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -132,13 +136,13 @@ class Result:
         return "\n".join(lines)
 
     def first_rows(self) -> str:
-        """Returns the first answers, in input order where one file was read."""
+        """Returns the first answers."""
         shown = []
         for row in self.totals.sample[: self.plan.job.progress.show_rows]:
-            own = {name: value for name, value in row.items() if not name.startswith("__manta")}
-            shown.append(f"  {row['__manta_row_id']}")
+            own = {name: value for name, value in row.items() if name not in c.TYPES}
+            shown.append(f"  {row[c.SOURCE]}:{row[c.POSITION]}")
             shown += [f"    {name:<10} {_short(str(value), 150)}" for name, value in own.items()]
-            shown.append(f"    {'-> output':<10} {_short(row['__manta_output'], 150)}")
+            shown.append(f"    {'-> output':<10} {_short(row[c.OUTPUT], 150)}")
         return "\n".join(shown)
 
 

@@ -23,6 +23,18 @@ class _Unprintable(Exception):
     """A value that a template must not print."""
 
 
+class _Null(jinja2.StrictUndefined):
+    """A null in a column: false, none, given a default, but never printed as 'None', not by a filter either."""
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __eq__(self, other: object) -> bool:
+        return other is None or isinstance(other, _Null)
+
+    __hash__ = jinja2.StrictUndefined.__hash__
+
+
 def _finalize(value: Any) -> Any:
     if value is None:
         raise _Unprintable("a null value")
@@ -34,7 +46,12 @@ def _finalize(value: Any) -> Any:
 _ENVIRONMENT = ImmutableSandboxedEnvironment(
     undefined=jinja2.StrictUndefined, finalize=_finalize, autoescape=False, keep_trailing_newline=False
 )
-_ENVIRONMENT.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
+_ENVIRONMENT.filters["tojson"] = lambda value: "null" if isinstance(value, _Null) else _to_json(value)
+_ENVIRONMENT.tests["none"] = lambda value: value is None or isinstance(value, _Null)
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 class MessageBuilder:
@@ -57,9 +74,12 @@ class MessageBuilder:
             return
         key = "data.prompt" if spec.prompt is not None else "data.prompt_file"
         names: set[str] = set()
-        self._prompt = _compile(_prompt_source(spec), key, columns, names)
+        environment = _ENVIRONMENT.overlay()
+        # a column may be called 'range'
+        environment.globals = {name: value for name, value in environment.globals.items() if name not in columns}
+        self._prompt = _compile(environment, _prompt_source(spec), key, columns, names)
         if spec.system is not None:
-            self._system = _compile(spec.system, "data.system", columns, names)
+            self._system = _compile(environment, spec.system, "data.system", columns, names)
         self.columns = columns if ROW in names and ROW not in columns else [name for name in columns if name in names]
         self._whole_row = ROW in names and ROW not in columns
 
@@ -81,8 +101,15 @@ class MessageBuilder:
         return [*messages, {"role": "user", "content": prompt}]
 
     def _render(self, template: jinja2.Template, row: dict[str, Any]) -> str:
+        known = {name: _Null("it is null", name=name) if value is None else value for name, value in row.items()}
+        if self._whole_row:
+            known[ROW] = dict(known)
         try:
-            return template.render({**row, ROW: row} if self._whole_row else row)
+            return template.render(known)
+        except jinja2.UndefinedError as error:
+            null = next((name for name, value in row.items() if value is None), None)
+            message = f"column '{null}' is null" if "it is null" in str(error) and null else str(error)
+            raise RequestRejected("template_error", message) from error
         except _Unprintable as error:
             raise RequestRejected("template_error", f"the template prints {error}") from error
         except Exception as error:  # a template can raise anything that its expressions can
@@ -94,20 +121,24 @@ def _prompt_source(spec: DataSpec) -> str:
         return spec.prompt
     assert spec.prompt_file is not None
     try:
-        return Path(spec.prompt_file).expanduser().read_text()
+        return Path(spec.prompt_file).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"data.prompt_file={spec.prompt_file}: cannot be read: {error}") from None
 
 
-def _compile(source: str, key: str, columns: list[str], names: set[str]) -> jinja2.Template:
+def _compile(
+    environment: jinja2.Environment, source: str, key: str, columns: list[str], names: set[str]
+) -> jinja2.Template:
     try:
-        found = meta.find_undeclared_variables(_ENVIRONMENT.parse(source))
-        template = _ENVIRONMENT.from_string(source)
+        parsed = environment.parse(source)
+        found = meta.find_undeclared_variables(parsed)
+        template = environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"{key}: line {error.lineno} of the template: {error.message}") from None
     except jinja2.TemplateError as error:
         raise UserError(f"{key}: {error}") from None
-    found -= set(_ENVIRONMENT.globals)
+    if any(True for _ in meta.find_referenced_templates(parsed)):
+        raise UserError(f"{key}: a template cannot include, import or extend another")
     _check_columns(found - {ROW}, columns, key)
     names |= found
     return template
@@ -123,7 +154,7 @@ def _read_messages(value: Any) -> list[Message]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RequestRejected("wrong_type", f"messages are no JSON: {error}") from error
     if not isinstance(value, list):
         raise RequestRejected("wrong_type", f"messages must be a list, this is {type(value).__name__}")
@@ -135,6 +166,9 @@ def _read_messages(value: Any) -> list[Message]:
             raise RequestRejected("wrong_type", f"message {index} must be an object with a role")
         # Arrow gives every struct all fields of the column: those that are null were not there
         messages.append({name: part for name, part in message.items() if part is not None})
-        if "content" not in messages[-1] and "tool_calls" not in messages[-1]:
+        content = messages[-1].get("content")
+        if content is None and "tool_calls" not in messages[-1]:
             raise RequestRejected("wrong_type", f"message {index} has no content")
+        if not isinstance(content, (str, list, type(None))):
+            raise RequestRejected("wrong_type", f"content of message {index} must be text or a list of parts")
     return messages

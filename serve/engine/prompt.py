@@ -25,7 +25,7 @@ def read_model_config(model: ModelSpec) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"model.path={model.path}: no such folder (it must be a local folder with config.json)")
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"model.path={model.path}: no config.json in it") from None
     except (OSError, ValueError) as error:
@@ -36,9 +36,15 @@ def read_model_config(model: ModelSpec) -> dict[str, Any]:
     files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
     if not any((tokenizer / name).is_file() for name in files):
         raise UserError(f"model.tokenizer={tokenizer}: no tokenizer in it (looked for {', '.join(files)})")
-    if model.chat_template is not None and not Path(model.chat_template).is_file():
+    if model.chat_template is not None and not Path(model.chat_template).expanduser().is_file():
         raise UserError(f"model.chat_template={model.chat_template}: no such file")
     return config
+
+
+def _text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The language model's part of a config; models with other modalities nest it."""
+    nested = config.get("text_config")
+    return nested if isinstance(nested, dict) else config
 
 
 def context_tokens(config: dict[str, Any], max_model_len: int | None) -> int:
@@ -47,8 +53,7 @@ def context_tokens(config: dict[str, Any], max_model_len: int | None) -> int:
     Raises:
         UserError: when more is asked for than the model has.
     """
-    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
-    own = int((text or config).get("max_position_embeddings") or 0)
+    own = int(_text_config(config).get("max_position_embeddings") or 0)
     if max_model_len is None:
         return own or 2048
     if own and max_model_len > own:
@@ -64,7 +69,8 @@ def check_partition(config: dict[str, Any], tensor_parallel_size: int, pipeline_
     Raises:
         UserError: when they cannot.
     """
-    heads, layers = config.get("num_attention_heads"), config.get("num_hidden_layers")
+    text = _text_config(config)
+    heads, layers = text.get("num_attention_heads"), text.get("num_hidden_layers")
     if heads and heads % tensor_parallel_size:
         raise UserError(
             f"engine.tensor_parallel_size must divide num_attention_heads={heads}, got {tensor_parallel_size}"
@@ -99,7 +105,7 @@ class PromptRenderer:
             text = " ".join(str(error).split())[:300]
             raise UserError(f"model.path={model.path}: its tokenizer cannot be loaded: {text}") from error
         if model.chat_template is not None:
-            tokenizer.chat_template = Path(model.chat_template).read_text()
+            tokenizer.chat_template = Path(model.chat_template).expanduser().read_text(encoding="utf-8")
         has_template = bool(tokenizer.chat_template)
         if apply_chat_template and not has_template:
             raise UserError(

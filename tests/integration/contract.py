@@ -102,7 +102,9 @@ async def check_streams_share_the_engine(bench: Bench) -> None:
     streams = [bench.ask(*(bench.request(i, name=f"s{s}-") for i in range(20))) for s in range(3)]
     outcomes = await asyncio.gather(*streams)
     assert [len(stream) for stream in outcomes] == [20, 20, 20]
-    texts = [sorted((o.request_id.split("-")[1], o.text) for o in stream if isinstance(o, Completion)) for stream in outcomes]
+    texts = [
+        sorted((o.request_id.split("-")[1], o.text) for o in stream if isinstance(o, Completion)) for stream in outcomes
+    ]
     matches = sum(a == b for a, b in zip(texts[0], texts[1], strict=True))
     assert matches >= 18, texts  # batches of another size may turn a floating-point tie
 
@@ -161,7 +163,11 @@ async def run_contract(fields: dict) -> dict:
     model = ModelSpec(path=str(ROOT / "demo" / "model"))
     engine = await start_engine(model, spec, device, CONTEXT)
     bench = Bench(engine, load_renderer(model, CONTEXT, None))
-    greedy = {o.request_id: o.text for o in await bench.ask(*(bench.request(i) for i in range(32))) if isinstance(o, Completion)}
+    greedy = {
+        o.request_id: o.text
+        for o in await bench.ask(*(bench.request(i) for i in range(32)))
+        if isinstance(o, Completion)
+    }
     results: dict[str, str | None] = {}
     for name, check in CHECKS.items():
         try:

@@ -1,0 +1,48 @@
+"""Keeps the terminal for the user: what libraries print, from Python or C++, goes to a file of the job."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
+
+
+def scratch_folder() -> tempfile.TemporaryDirectory[str]:
+    """Makes a folder that goes with its context; its path is short: Ray's socket paths have 107 characters."""
+    folder = tempfile.gettempdir()
+    return tempfile.TemporaryDirectory(
+        prefix="manta-", dir=folder if len(folder) < 40 else "/tmp", ignore_cleanup_errors=True
+    )
+
+
+@contextmanager
+def divert_output(log: Path) -> Iterator[TextIO]:
+    """Sends file descriptors 1 and 2 to a file.
+
+    Ray's core writes to them past Python's logging, and its workers inherit them.
+
+    Args:
+        log: the file; made with its folder, appended to.
+
+    Yields:
+        A stream to where stderr went before.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before = {number: os.dup(number) for number in (1, 2)}
+    with log.open("ab", buffering=0) as stream, os.fdopen(os.dup(before[2]), "w", buffering=1) as terminal:
+        for number in before:
+            os.dup2(stream.fileno(), number)
+        try:
+            yield terminal
+        finally:
+            for number, saved in before.items():
+                with suppress(OSError, ValueError):
+                    (sys.stdout if number == 1 else sys.stderr).flush()
+                os.dup2(saved, number)
+                os.close(saved)
