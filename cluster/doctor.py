@@ -23,7 +23,7 @@ SUPPORTED: dict[str, str] = {
     "vllm": ">=0.26,<0.33",
     "torch": ">=2.11,<2.14",
     "transformers": ">=5.16.1,<5.20",
-    "pyarrow": ">=26,<27",
+    "pyarrow": ">=25,<27",
     "hydra-core": "==1.3.*",
 }
 """Versions that were run together."""

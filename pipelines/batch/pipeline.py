@@ -112,7 +112,8 @@ def build_pipeline(plan: Plan, monitor: Any, actors: ReplicaActors, readers: int
     answers = rows.map_batches(
         Infer,
         fn_constructor_kwargs={"replica": replica, "monitor": monitor},
-        batch_size=None,
+        # Ray Data demands a size beside a GPU; else whatever block comes is a batch
+        batch_size=plan.block_rows if actors.num_gpus else None,
         batch_format="pyarrow",
         compute=pool,
         ray_remote_args_fn=actors if engine.world_size > 1 else None,

@@ -21,11 +21,19 @@ ENGINES = {
 }
 
 
-@cache
 def contract(engine: str) -> dict:
+    return run_in_own_process(ENGINES[engine])
+
+
+def run_in_own_process(fields: dict) -> dict:
+    return _run(json.dumps(fields))
+
+
+@cache
+def _run(fields: str) -> dict:
     script = Path(__file__).with_name("contract.py")
-    env = {**os.environ, "PYTHONPATH": str(script.parent.parent.parent)}
-    command = [sys.executable, str(script), json.dumps(ENGINES[engine])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(script.parent.parent.parent), *sys.path])}
+    command = [sys.executable, str(script), fields]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=env, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("CONTRACT ")]
     assert lines, f"the engine did not start:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
