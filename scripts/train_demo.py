@@ -15,17 +15,13 @@ import os
 import pathlib
 import platform
 import random
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+import demo_teacher
+import demo_tickets
 import numpy as np
 import tokenizers
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "demo"))
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-import demo_tickets
-import teacher
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +34,7 @@ SYSTEM_MESSAGES = (
 )  # fmt: skip
 
 
-def encode_chat(tokenizer: tokenizers.Tokenizer, chat: teacher.Chat) -> tuple[list[int], list[bool]]:
+def encode_chat(tokenizer: tokenizers.Tokenizer, chat: demo_teacher.Chat) -> tuple[list[int], list[bool]]:
     """Encodes a conversation and marks the tokens to learn.
 
     Args:
@@ -48,9 +44,9 @@ def encode_chat(tokenizer: tokenizers.Tokenizer, chat: teacher.Chat) -> tuple[li
     Returns:
         Token ids and, per token, whether it belongs to an assistant's answer (its end token included).
     """
-    ids = tokenizer.encode(teacher.render_chat(chat)).ids
-    special = {tokenizer.token_to_id(f"<|{role}|>"): role for role in teacher.ROLES}
-    end = tokenizer.token_to_id(teacher.EOS)
+    ids = tokenizer.encode(demo_teacher.render_chat(chat)).ids
+    special = {tokenizer.token_to_id(f"<|{role}|>"): role for role in demo_teacher.ROLES}
+    end = tokenizer.token_to_id(demo_teacher.EOS)
     learn, answering = [], False
     for token in ids:
         learn.append(answering)
@@ -75,17 +71,17 @@ def make_chunk(tokenizer: tokenizers.Tokenizer, seed: int, index: int, batch_siz
     """
     rng = random.Random(f"{seed}/chunk/{index}")
 
-    def system() -> teacher.Chat:
+    def system() -> demo_teacher.Chat:
         return [("system", rng.choice(SYSTEM_MESSAGES))] if rng.random() < 0.15 else []
 
-    def turns(count: int) -> teacher.Chat:
+    def turns(count: int) -> demo_teacher.Chat:
         rows = [demo_tickets.make_ticket(rng, "train") for _ in range(count)]
         return [message for row in rows for message in zip(("user", "assistant"), row, strict=True)]
 
     def pack(rows: list[tuple[list[int], list[bool]]]) -> np.ndarray:
         # Few distinct lengths keep the allocator of the device calm.
         width = min(LONG_TOKENS, -(-max(len(ids) for ids, _ in rows) // 32) * 32)
-        pad = tokenizer.token_to_id(teacher.PAD)
+        pad = tokenizer.token_to_id(demo_teacher.PAD)
         assert pad is not None
         batch = np.full((len(rows), width), -1 - pad, dtype=np.int32)
         for i, (ids, learn) in enumerate(rows):
@@ -151,7 +147,7 @@ def train(args: argparse.Namespace, tokenizer: tokenizers.Tokenizer, device: str
     """
     import torch
 
-    model = teacher.build_model(args.seed).to(device)
+    model = demo_teacher.build_model(args.seed).to(device)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
@@ -193,11 +189,11 @@ def train(args: argparse.Namespace, tokenizer: tokenizers.Tokenizer, device: str
                 seconds = time.monotonic() - start
                 print(f"step {step} loss {loss.item():.5f} {seconds:.1f} s (waited {waited:.1f} s)", flush=True)
             if step % args.save_every == 0:
-                teacher.save_model(model, args.out)
+                demo_teacher.save_model(model, args.out)
     seconds = time.monotonic() - start
     for process in processes:
         process.terminate()
-    teacher.save_model(model, args.out)
+    demo_teacher.save_model(model, args.out)
     return model, seconds
 
 
@@ -242,10 +238,10 @@ def main(argv: list[str] | None = None) -> None:
 
     device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     args.out.mkdir(parents=True, exist_ok=True)
-    tokenizer = teacher.train_tokenizer(args.seed)
-    teacher.save_tokenizer(tokenizer, args.out)
+    tokenizer = demo_teacher.train_tokenizer(args.seed)
+    demo_teacher.save_tokenizer(tokenizer, args.out)
     model, seconds = train(args, tokenizer, device)
-    result = teacher.evaluate(args.out, demo_tickets.make_rows(args.eval_rows), device)
+    result = demo_teacher.evaluate(args.out, demo_tickets.make_rows(args.eval_rows), device)
     misses = result.pop("misses")
     if args.misses:
         args.misses.write_text(demo_tickets.rows_to_jsonl(misses), encoding="utf-8")

@@ -73,7 +73,9 @@ class Infer:
         try:
             self._engine = self._await(self._start(), replica.engine.start_timeout_s)
         except BaseException as error:
-            ray.get(monitor.failed_to_start.remote(_cause(error)))
+            is_late = isinstance(error, TimeoutError)
+            cause = f"not ready after engine.start_timeout_s={replica.engine.start_timeout_s:g}"
+            ray.get(monitor.failed_to_start.remote(cause if is_late else _cause(error)))
             raise
         self._report.ready_at = now()
         self._report.engine = self._engine.stats()

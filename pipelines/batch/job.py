@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from cluster.connect import connect
+from conf.errors import UserError
 from conf.schema.batch import BatchJob
+from conf.schema.engine import Device
 from pipelines.batch.monitor import JobState, now
-from pipelines.batch.plan import Plan, absolute, make_plan
+from pipelines.batch.plan import Plan, absolute, make_plan, on_device
 from pipelines.batch.progress import Display, Readings, make_display
 from pipelines.batch.summary import Result, Seconds, Totals
 from pipelines.batch.terminal import divert_output, scratch_folder
@@ -75,6 +77,8 @@ def _execute(plan: Plan, display: Display, began: float, scratch: Path) -> Resul
         from pipelines.batch.pipeline import build_pipeline
         from serve.engine.placement import ReplicaActors
 
+        if engine.device is Device.auto and plan.job.cluster.address is not None:
+            plan = on_device(plan, Device.cuda if connection.resources.get("GPU") else Device.cpu)
         _check_room(plan, connection.resources)
         if plan.job.cluster.address is None:
             readers = min(readers, 2)
@@ -86,7 +90,7 @@ def _execute(plan: Plan, display: Display, began: float, scratch: Path) -> Resul
             dataset = build_pipeline(plan, monitor, actors, readers)
             consumer = Consumer(dataset)
             with _interruptible(monitor, display) as interruption:
-                state = _watch(consumer, monitor, display, plan)
+                state = _watch(consumer, monitor, display, plan, interruption)
         finally:
             actors.release()
             _keep_logs(connection.logs, plan.output)
@@ -132,11 +136,12 @@ class Consumer:
             self.error = error
 
 
-def _watch(consumer: Consumer, monitor: Any, display: Display, plan: Plan) -> JobState:
-    """Shows progress until the pipeline ends.
+def _watch(consumer: Consumer, monitor: Any, display: Display, plan: Plan, interruption: threading.Event) -> JobState:
+    """Shows progress until the pipeline ends, or until an interrupted one has nothing to finish.
 
     Raises:
         JobFailed: when no engine can do the work.
+        UserError: when a worker finds a mistake of the user's, such as a broken tokenizer.
     """
     import ray
 
@@ -144,12 +149,18 @@ def _watch(consumer: Consumer, monitor: Any, display: Display, plan: Plan) -> Jo
     while not consumer.wait(POLL_S):
         state: JobState = ray.get(monitor.state.remote())
         _check_engines(state, plan.job.engine.max_restarts)
+        if interruption.is_set() and not state.ready:
+            return state
         readings.update(state, time.monotonic())
         display.show(readings)
     state = ray.get(monitor.state.remote())
     if consumer.error is not None:
         _check_engines(state, plan.job.engine.max_restarts)
-        raise JobFailed(_cause(consumer.error)) from consumer.error
+        cause = _innermost(consumer.error)
+        if isinstance(cause, UserError):
+            raise UserError(str(cause)) from consumer.error
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        raise JobFailed(f"{type(cause).__name__}: {lines[-1] if lines else 'see the logs'}") from consumer.error
     return state
 
 
@@ -167,8 +178,6 @@ def _check_room(plan: Plan, resources: dict[str, float]) -> None:
     Raises:
         UserError: when it cannot.
     """
-    from conf.errors import UserError
-
     for name, amount in plan.placement.total.items():
         needed = amount * plan.job.engine.num_replicas + (1 if name == "CPU" else 0)
         if resources.get(name, 0) < needed:
@@ -211,9 +220,8 @@ def _keep_logs(logs: Path | None, output: Location) -> None:
             shutil.copyfile(path, target / path.name)
 
 
-def _cause(error: BaseException) -> str:
-    """The innermost cause in one line: Ray wraps errors in errors."""
+def _innermost(error: BaseException) -> BaseException:
+    """What began it: Ray wraps errors in errors."""
     while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
         error = inner
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else ''}"
+    return error

@@ -114,7 +114,7 @@ def _check_columns(job: BatchJob, columns: list[str]) -> None:
 def _device(job: BatchJob) -> Device:
     if job.engine.kind is EngineKind.fake:
         return Device.cpu
-    gpus = local_devices()
+    gpus = local_devices()  # of a cluster that runs elsewhere, see on_device
     if job.engine.device is not Device.auto:
         if job.engine.device is Device.cuda and job.cluster.address is None and not gpus:
             raise UserError("engine.device=cuda, but this machine shows no NVIDIA GPU (see manta doctor)")
@@ -159,6 +159,11 @@ def _written(output: Location) -> list[str]:
         entry.path: PurePosixPath(entry.path).relative_to(output.path).as_posix() for entry in listed if entry.is_file
     }
     return sorted(path for path, name in paths.items() if _OURS.fullmatch(name))
+
+
+def on_device(plan: Plan, device: Device) -> Plan:
+    """Returns the plan for another device: what a cluster has is known only once it is joined."""
+    return replace(plan, device=device, placement=place(plan.job.engine, device))
 
 
 def absolute(job: BatchJob) -> BatchJob:

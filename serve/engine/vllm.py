@@ -63,11 +63,11 @@ def engine_arguments(model: ModelSpec, spec: EngineSpec, device: Device) -> dict
     }
     if spec.max_model_len is not None:
         arguments["max_model_len"] = spec.max_model_len
+    if spec.world_size > 1:
+        # in a placement group vLLM would take Ray's executor, which wants a bundle for each rank; see placement.py
+        arguments["distributed_executor_backend"] = "mp"
     if device is Device.cpu:
-        # compiling takes longer than a small model's whole job; and the CPU build forces this executor
-        arguments["enforce_eager"] = True
-        if spec.world_size > 1:
-            arguments["distributed_executor_backend"] = "mp"
+        arguments["enforce_eager"] = True  # compiling takes longer than a small model's whole job
     elif spec.kv_cache_bytes is not None:
         arguments["kv_cache_memory_bytes"] = spec.kv_cache_bytes
     return {**arguments, **spec.vllm}
@@ -128,7 +128,7 @@ def _completion(request_id: str, output: Any) -> Completion:
 
 
 def _request_errors() -> tuple[type[Exception], ...]:
-    """What vLLM raises against a request: ValueError, and since 0.27 or so classes of its own that are none."""
+    """What vLLM raises against a request: ValueError, or in newer versions classes of its own that are none."""
     from vllm import exceptions
 
     names = ("VLLMClientError", "VLLMValidationError")

@@ -14,7 +14,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "demo")]
+sys.path.insert(0, str(ROOT / "scripts"))
 
 import demo_tickets  # noqa: E402
 
@@ -172,7 +172,7 @@ def test_tokenizer_round_trips_tickets_and_keeps_prompts_short(tokenizer) -> Non
 
 def test_chat_template_matches_the_training_format(tokenizer) -> None:
     jinja2 = pytest.importorskip("jinja2")
-    import teacher
+    import demo_teacher
 
     config = json.loads((ROOT / "demo" / "model" / "tokenizer_config.json").read_text(encoding="utf-8"))
     template = jinja2.Template(config["chat_template"])
@@ -180,9 +180,9 @@ def test_chat_template_matches_the_training_format(tokenizer) -> None:
     for pairs in (chat, chat[1:]):
         messages = [{"role": role, "content": text} for role, text in pairs]
         names = {"bos_token": config["bos_token"], "eos_token": config["eos_token"], "messages": messages}
-        assert template.render(**names) == teacher.render_chat(pairs)
-        assert template.render(**names, add_generation_prompt=True) == teacher.render_chat(pairs) + "<|assistant|>"
-    ids = tokenizer.encode(teacher.render_chat(chat)).ids
+        assert template.render(**names) == demo_teacher.render_chat(pairs)
+        assert template.render(**names, add_generation_prompt=True) == demo_teacher.render_chat(pairs) + "<|assistant|>"
+    ids = tokenizer.encode(demo_teacher.render_chat(chat)).ids
     assert [tokenizer.id_to_token(i) for i in ids[:2]] == ["<|bos|>", "<|system|>"]
     generation = json.loads((ROOT / "demo" / "model" / "generation_config.json").read_text(encoding="utf-8"))
     assert generation["eos_token_id"] == tokenizer.token_to_id(config["eos_token"])

@@ -6,13 +6,10 @@ from __future__ import annotations
 import copy
 import json
 import pathlib
-import sys
 from typing import Any
 
-import tokenizers
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "scripts"))
 import demo_tickets
+import tokenizers
 
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
 ROLES = ("system", "user", "assistant")

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from conf.errors import UserError
+from conf.schema.model import ModelSpec
+from serve.engine.errors import RequestRejected
+from serve.engine.prompt import PromptRenderer, check_partition, context_tokens, read_model_config
+
+
+@pytest.fixture(scope="module")
+def renderer(demo_model: Path) -> PromptRenderer:
+    return PromptRenderer(ModelSpec(path=str(demo_model)), 64, None)
+
+
+def test_rendering_and_tokenizing_equals_the_tokenizers_own_chat(demo_model: Path, renderer: PromptRenderer) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(demo_model)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Größe? 🙂\n<b>"}]
+    wanted = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert renderer.tokens([renderer.text(messages)]) == [wanted]
+
+
+def test_any_text_survives_tokenizing(renderer: PromptRenderer) -> None:
+    for text in ("plain", "naïve façade", "日本語", "\x00\x07", "a\u200db", "🧑‍🚀" * 3):
+        (token_ids,) = renderer.tokens([text])
+        assert renderer.decode(token_ids) == text
+
+
+def test_without_the_chat_template_a_prompt_is_its_text(demo_model: Path) -> None:
+    raw = PromptRenderer(ModelSpec(path=str(demo_model)), 64, False)
+    assert raw.text([{"role": "user", "content": "once upon"}]) == "once upon"
+
+
+def test_a_chat_template_of_ones_own_replaces_the_models(demo_model: Path, tmp_path: Path) -> None:
+    template = tmp_path / "chat.jinja"
+    template.write_text("Q: {{ messages[0]['content'] }} A:")
+    renderer = PromptRenderer(ModelSpec(path=str(demo_model), chat_template=str(template)), 64, None)
+    assert renderer.text([{"role": "user", "content": "why"}]) == "Q: why A:"
+
+
+def test_a_chat_template_that_refuses_messages_makes_a_bad_row(demo_model: Path, tmp_path: Path) -> None:
+    template = tmp_path / "chat.jinja"
+    template.write_text("{{ raise_exception('roles must alternate') }}")
+    renderer = PromptRenderer(ModelSpec(path=str(demo_model), chat_template=str(template)), 64, None)
+    with pytest.raises(RequestRejected, match="roles must alternate"):
+        renderer.text([{"role": "user", "content": "x"}])
+
+
+@pytest.mark.parametrize("tokens, error", [(0, "empty_prompt"), (64, "prompt_too_long"), (500, "prompt_too_long")])
+def test_prompts_that_leave_no_room_are_rejected(renderer: PromptRenderer, tokens: int, error: str) -> None:
+    with pytest.raises(RequestRejected) as caught:
+        renderer.check_length([5] * tokens)
+    assert caught.value.error == error
+
+
+def test_a_prompt_that_leaves_room_for_a_token_is_not(renderer: PromptRenderer) -> None:
+    renderer.check_length([5] * 63)
+
+
+def test_a_chat_is_refused_where_the_model_has_no_template(demo_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((demo_model / "tokenizer.json").read_bytes())
+    settings = json.loads((demo_model / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="has no chat template"):
+        PromptRenderer(ModelSpec(path=str(tmp_path)), 64, True)
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_the_users_mistake_on_one_line(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(UserError) as caught:
+        PromptRenderer(ModelSpec(path=str(tmp_path)), 64, None)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_context_is_the_models_unless_less_is_asked_for(demo_model: Path) -> None:
+    config = read_model_config(ModelSpec(path=str(demo_model)))
+    assert context_tokens(config, None) == 4096
+    assert context_tokens(config, 100) == 100
+    with pytest.raises(UserError, match="4096, got 5000"):
+        context_tokens(config, 5000)
+
+
+def test_partitions_must_divide_the_model(demo_model: Path) -> None:
+    config = read_model_config(ModelSpec(path=str(demo_model)))
+    check_partition(config, 2, 2)
+    with pytest.raises(UserError, match=r"engine\.tensor_parallel_size must divide num_attention_heads=4, got 3"):
+        check_partition(config, 3, 1)
+    with pytest.raises(UserError, match=r"engine\.pipeline_parallel_size must be <= num_hidden_layers=4, got 5"):
+        check_partition(config, 1, 5)
