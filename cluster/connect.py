@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +14,8 @@ from pathlib import Path
 from conf.errors import UserError
 from conf.schema.cluster import ClusterSpec
 
+KNOCK_S = 10.0
+"""Seconds that a cluster may take to accept a connection."""
 PACKAGES = ("conf", "serve", "pipelines", "cluster")
 """What workers on other machines need of us."""
 
@@ -82,6 +85,8 @@ def _join(address: str) -> object:
     import ray
 
     root = Path(__file__).resolve().parent.parent
+    if address != "auto":
+        _knock(address)
     try:
         return ray.init(
             address=address,
@@ -91,6 +96,17 @@ def _join(address: str) -> object:
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"cluster.address={address}: no cluster answers: {str(error).splitlines()[0]}") from error
+
+
+def _knock(address: str) -> None:
+    """Checks that something listens: Ray itself waits a minute for a cluster that is not there."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"cluster.address must be 'auto' or 'host:port', got '{address}'")
+    try:
+        socket.create_connection((host, int(port)), timeout=KNOCK_S).close()
+    except OSError as error:
+        raise UserError(f"cluster.address={address}: no cluster answers: {error}") from error
 
 
 def _set_environment() -> None:

