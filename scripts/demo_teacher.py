@@ -116,8 +116,8 @@ def build_model(seed: int) -> Any:
         pad_token_id=SPECIALS.index(PAD),
         bos_token_id=SPECIALS.index(BOS),
         eos_token_id=SPECIALS.index(EOS),
-        attn_implementation="sdpa",
     )
+    config._attn_implementation = "sdpa"
     model = transformers.LlamaForCausalLM(config)
     model.generation_config = transformers.GenerationConfig(
         do_sample=False,
@@ -158,7 +158,8 @@ def evaluate(folder: pathlib.Path, rows: list[dict[str, str]], device: str, batc
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to(device).eval()
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model = model.to(device).eval()
     misses, right = [], dict.fromkeys(demo_tickets.FIELDS, 0)
     for at in range(0, len(rows), batch_size):
         part = rows[at : at + batch_size]

@@ -110,8 +110,8 @@ def test_an_unknown_suffix_asks_for_the_format(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "\n", "\n\r\n  \n\t\n", "\n" * 500])
 def test_a_file_of_nothing_holds_no_rows(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
-    if name == "a.csv" and "\t" in text:
-        pytest.skip("a line of blanks is a CSV header")
+    if name == "a.csv":
+        (tmp_path / name).write_text(text.replace(" ", "").replace("\t", ""))  # a line of blanks is a CSV header
     assert "it holds no rows" in refusal(tmp_path / name)
 
 
