@@ -84,7 +84,7 @@ def _execute(plan: Plan, display: Display, began: float, scratch: Path) -> Resul
             readers = min(readers, 2)
         seconds = Seconds(plan=plan.seconds, cluster=connection.start_s)
         monitor = ray.remote(num_cpus=0)(Monitor).remote(engine.max_restarts)
-        actors = ReplicaActors(plan.placement, engine.world_size > 1)
+        actors = ReplicaActors(plan.placement, engine.num_replicas, engine.world_size > 1)
         connected = now()
         try:
             dataset = build_pipeline(plan, monitor, actors, readers)

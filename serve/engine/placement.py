@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -41,13 +42,28 @@ def place(spec: EngineSpec, device: Device) -> Placement:
 
 
 class ReplicaActors:
-    """Ray actor options of each replica, with a placement group of its own where it is partitioned."""
+    """Ray actor options of the replicas, in placement groups where they are partitioned."""
 
-    def __init__(self, placement: Placement, is_partitioned: bool) -> None:
-        """Args: what one replica asks for, and whether its ranks must be reserved together."""
+    def __init__(self, placement: Placement, num_replicas: int, is_partitioned: bool) -> None:
+        """Reserves the placement groups.
+
+        Args:
+            placement: what one replica asks for.
+            num_replicas: how many there are.
+            is_partitioned: whether a replica's ranks must be reserved together.
+        """
         self._placement = placement
-        self._is_partitioned = is_partitioned
         self._groups: list[Any] = []
+        if is_partitioned:
+            import ray
+
+            make = ray.util.placement_group
+            if len(placement.bundles) == 1:  # one group for all; each replica takes a bundle that is free
+                self._groups = [make(placement.bundles * num_replicas, strategy="PACK")]
+            else:
+                self._groups = [make(placement.bundles, strategy=placement.strategy) for _ in range(num_replicas)]
+        self._bundle = -1 if len(placement.bundles) == 1 else 0
+        self._next = itertools.cycle(self._groups)
 
     @property
     def num_cpus(self) -> float:
@@ -60,21 +76,20 @@ class ReplicaActors:
         return self._placement.bundles[0].get("GPU")
 
     def __call__(self) -> dict[str, Any]:
-        """Returns the options of one more replica; reserves its placement group."""
-        if not self._is_partitioned:
+        """Returns the options of the next replica. Reserves nothing: Ray Data asks more often than it starts one."""
+        if not self._groups:
             return {}
-        import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        group = ray.util.placement_group(self._placement.bundles, strategy=self._placement.strategy)
-        self._groups.append(group)
         strategy = PlacementGroupSchedulingStrategy(
-            group, placement_group_bundle_index=0, placement_group_capture_child_tasks=True
+            next(self._next), placement_group_bundle_index=self._bundle, placement_group_capture_child_tasks=True
         )
         return {"scheduling_strategy": strategy}
 
     def release(self) -> None:
         """Gives the placement groups back. Ray Data leaves them reserved until the driver ends (ray#64035)."""
+        if not self._groups:
+            return
         import ray
 
         for group in self._groups:

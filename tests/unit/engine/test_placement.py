@@ -40,7 +40,7 @@ def test_a_fake_engine_takes_one_cpu_whatever_its_sizes() -> None:
 
 
 def test_a_replica_of_one_rank_needs_no_placement_group() -> None:
-    actors = ReplicaActors(place(EngineSpec(), Device.cuda), is_partitioned=False)
+    actors = ReplicaActors(place(EngineSpec(), Device.cuda), 2, is_partitioned=False)
     assert (actors(), actors.num_cpus, actors.num_gpus) == ({}, 1, 1)
 
 
