@@ -19,7 +19,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -152,39 +151,6 @@ RUNNERS: dict[str, Callable[[Task], dict[str, Any]]] = {
 }
 
 
-class MemoryWatch:
-    """The peak memory of a process and all below it, in bytes."""
-
-    def __init__(self, pid: int) -> None:
-        self.peak_bytes = 0
-        self._pid = pid
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def end(self) -> int:
-        """Stops watching and returns the peak."""
-        self._stop.set()
-        self._thread.join()
-        return self.peak_bytes
-
-    def _watch(self) -> None:
-        import psutil
-
-        while not self._stop.wait(1.0):
-            total = 0
-            try:
-                root = psutil.Process(self._pid)
-                for process in [root, *root.children(recursive=True)]:
-                    try:
-                        total += process.memory_full_info().pss
-                    except psutil.Error:
-                        continue
-            except psutil.Error:
-                return
-            self.peak_bytes = max(self.peak_bytes, total)
-
-
 def measure(name: str, task: Task) -> dict[str, Any]:
     """Runs one runner in a process of its own.
 
@@ -194,6 +160,8 @@ def measure(name: str, task: Task) -> dict[str, Any]:
     words = ["--runner", name, "--input", task.rows, "--model", task.model, "--output", task.out]
     command = [sys.executable, __file__, *map(str, words), "--max-tokens", str(task.max_tokens)]
     environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    from memory_watch import MemoryWatch
+
     began = time.time()
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
