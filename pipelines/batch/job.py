@@ -89,7 +89,7 @@ def _execute(plan: Plan, display: Display, began: float, scratch: Path) -> Resul
         try:
             dataset = build_pipeline(plan, monitor, actors, readers)
             consumer = Consumer(dataset)
-            with _interruptible(monitor, display) as interruption:
+            with _interruptible() as interruption:
                 state = _watch(consumer, monitor, display, plan, interruption)
         finally:
             actors.release()
@@ -146,7 +146,12 @@ def _watch(consumer: Consumer, monitor: Any, display: Display, plan: Plan, inter
     import ray
 
     readings = Readings(plan.source.rows)
+    is_told = False
     while not consumer.wait(POLL_S):
+        if interruption.is_set() and not is_told:
+            display.note("interrupted: writing what is finished (Ctrl-C again to stop at once)")
+            ray.get(monitor.stop.remote())
+            is_told = True
         state: JobState = ray.get(monitor.state.remote())
         _check_engines(state, plan.job.engine.max_restarts)
         if interruption.is_set() and not state.ready:
@@ -189,16 +194,14 @@ def _check_room(plan: Plan, resources: dict[str, float]) -> None:
 
 
 @contextmanager
-def _interruptible(monitor: Any, display: Display) -> Iterator[threading.Event]:
+def _interruptible() -> Iterator[threading.Event]:
     """The first Ctrl-C finishes early and keeps what is done, the second ends at once."""
     interrupted = threading.Event()
 
     def on_signal(signum: int, frame: Any) -> None:
         if interrupted.is_set():
             raise KeyboardInterrupt
-        interrupted.set()
-        display.note("interrupted: writing what is finished (Ctrl-C again to stop at once)")
-        monitor.stop.remote()
+        interrupted.set()  # no more than this: the handler may run in the midst of a print
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
