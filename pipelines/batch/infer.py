@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from conf.schema.engine import Device, EngineSpec
 from conf.schema.model import ModelSpec
 from conf.schema.sampling import SamplingSpec
 from pipelines.batch import columns as c
+from pipelines.batch.identify import failed_rows
 from pipelines.batch.monitor import ReplicaReport, now
 from serve.engine.errors import EngineDead
 from serve.engine.protocol import Completion, Engine, Outcome, Rejection, Request
@@ -87,7 +87,7 @@ class Infer:
         Returns:
             The block with answers. Rows that had not ended when the job was stopped are missing.
         """
-        bad = pc.is_valid(table.column(c.ERROR)).to_pylist()  # type: ignore[attr-defined]
+        bad = failed_rows(table).to_pylist()
         todo = [index for index, is_bad in enumerate(bad) if not is_bad]
         outcomes = self._outcomes(table, todo) if todo and not self._is_stopping else {}
         kept = [index for index, is_bad in enumerate(bad) if is_bad or index in outcomes]
