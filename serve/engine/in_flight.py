@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 
 from serve.engine.errors import RequestRejected
 from serve.engine.protocol import EngineStats, Outcome, Rejection, Request
@@ -16,18 +17,23 @@ class InFlight:
 
     def __init__(self, limit: int, stats: EngineStats) -> None:
         """Args are the number of slots and the counters to keep."""
+        self._limit = limit
         self._slots = asyncio.Semaphore(limit)
+        # passed one by one, in the order of coming: who wants all slots keeps it until the engine is empty
+        self._door = asyncio.Lock()
         self._stats = stats
 
-    async def stream(self, requests: Iterable[Request], answer: Answer) -> AsyncIterator[Outcome]:
+    async def stream(
+        self, requests: Iterable[Request], answer: Answer, exclusive: bool = False
+    ) -> AsyncIterator[Outcome]:
         """Answers every request; see `Engine.generate`.
 
         Args:
             requests: taken one by one, as slots become free.
             answer: makes one outcome; what it raises other than `RequestRejected` ends the stream.
+            exclusive: take all slots first, and hold them until the last request has ended.
         """
         ended: asyncio.Queue[Outcome | BaseException | None] = asyncio.Queue()
-        tasks: set[asyncio.Task[None]] = set()
 
         async def run(request: Request) -> None:
             self._stats.running += 1
@@ -40,21 +46,20 @@ class InFlight:
                 return
             finally:
                 self._stats.running -= 1
-                self._slots.release()
             self._stats.count(outcome)
             ended.put_nowait(outcome)
 
         async def feed() -> None:
-            try:
-                for request in requests:
-                    await self._slots.acquire()
-                    task = asyncio.create_task(run(request))
-                    tasks.add(task)
-                    task.add_done_callback(tasks.discard)
-                while tasks:
-                    await asyncio.wait(tuple(tasks))
-            except Exception as error:
-                ended.put_nowait(error)
+            # the slots outlive the tasks: a cancelled feeder waits for its tasks before it gives back what it holds
+            async with self._room(exclusive) as slots, asyncio.TaskGroup() as tasks:
+                try:
+                    for request in requests:
+                        await _take(slots, None if exclusive else self._door)
+                        task = tasks.create_task(run(request))
+                        # not in run(): a task that is cancelled before its first step runs nothing
+                        task.add_done_callback(lambda _: slots.release())
+                except Exception as error:
+                    ended.put_nowait(error)
             ended.put_nowait(None)
 
         feeder = asyncio.create_task(feed())
@@ -65,6 +70,29 @@ class InFlight:
                 yield outcome
         finally:
             feeder.cancel()
-            for task in tuple(tasks):
-                task.cancel()
-            await asyncio.gather(feeder, *tasks, return_exceptions=True)
+            await asyncio.gather(feeder, return_exceptions=True)
+
+    @asynccontextmanager
+    async def _room(self, exclusive: bool) -> AsyncIterator[asyncio.Semaphore]:
+        """The slots that a stream's requests go through: the shared ones, or as many of its own for all of those."""
+        if not exclusive:
+            yield self._slots
+            return
+        held = 0
+        try:
+            async with self._door:
+                while held < self._limit:
+                    await self._slots.acquire()
+                    held += 1
+            yield asyncio.Semaphore(self._limit)
+        finally:
+            for _ in range(held):
+                self._slots.release()
+
+
+async def _take(slots: asyncio.Semaphore, door: asyncio.Lock | None) -> None:
+    if door is None:
+        await slots.acquire()
+        return
+    async with door:
+        await slots.acquire()

@@ -81,6 +81,18 @@ def check_partition(config: dict[str, Any], tensor_parallel_size: int, pipeline_
         )
 
 
+def _has_separator(model: ModelSpec) -> bool:
+    """Whether a pair is tokenized as a pair, not as one text.
+
+    Source: vllm/config/model.py, use_sep_token, and SequenceClassificationConfig in models/adapters.py (0.26-0.32).
+    """
+    try:
+        config = json.loads((Path(model.path).expanduser() / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return True  # `read_model_config` says what is wrong with it
+    return bool(config.get("use_sep_token", "method" not in config))
+
+
 class PromptRenderer:
     """A tokenizer with its chat template."""
 
@@ -112,8 +124,14 @@ class PromptRenderer:
                 "data.apply_chat_template=true, but the model has no chat template; set model.chat_template"
             )
         self._tokenizer = tokenizer
+        # transformers asks for offsets in the text too, which take as long as the tokens
+        self._fast: Any = getattr(tokenizer, "backend_tokenizer", None)
+        if self._fast is not None:
+            self._fast.no_truncation()
+            self._fast.no_padding()
         self._is_chat = has_template if apply_chat_template is None else apply_chat_template
         self._max_model_len = max_model_len
+        self._has_separator = _has_separator(model)
 
     def text(self, messages: Sequence[Message]) -> str:
         """Renders one conversation.
@@ -136,18 +154,59 @@ class PromptRenderer:
         if not texts:
             return []
         # a chat template writes the special tokens itself
-        encoded = self._tokenizer(list(texts), add_special_tokens=not self._is_chat, return_attention_mask=False)
-        return encoded["input_ids"]
+        special = not self._is_chat
+        if self._fast is not None:
+            return [encoding.ids for encoding in self._fast.encode_batch_fast(list(texts), add_special_tokens=special)]
+        return self._tokenizer(list(texts), add_special_tokens=special, return_attention_mask=False)["input_ids"]
 
-    def check_length(self, token_ids: Sequence[int]) -> None:
+    def pair(self, text_a: str, text_b: str, joint: bool) -> tuple[list[int], int]:
+        """Tokenizes two texts whose closeness is asked for; no chat template is applied.
+
+        Args:
+            text_a: the query.
+            text_b: the document.
+            joint: True for a model that reads both at once, with the separators that its tokenizer puts between them
+                (none where config.json says ``use_sep_token: false``, as vLLM reads it); False for one that embeds
+                each: then the tokens are those of the one text and after them those of the other.
+
+        Returns:
+            The token ids, and the index where the second text begins.
+
+        Raises:
+            RequestRejected: when a text is empty, or has more tokens than the context.
+        """
+        if not text_a or not text_b:
+            raise RequestRejected("empty_prompt", "one of the two texts is empty")
+        if not joint:
+            first, second = self._tokenizer([text_a, text_b], return_attention_mask=False)["input_ids"]
+            self.check_length(first, answer_tokens=0)
+            self.check_length(second, answer_tokens=0)
+            return first + second, len(first)
+        if self._has_separator:
+            encoded = self._tokenizer(text_a, text_b, return_token_type_ids=True)
+            token_ids, types = encoded["input_ids"], encoded["token_type_ids"]
+            if 1 not in types and encoded.is_fast:  # a tokenizer without token types gives zeros
+                types = encoded.sequence_ids(0)
+        else:
+            encoded = self._tokenizer(text_a + text_b, return_offsets_mapping=True)
+            token_ids = encoded["input_ids"]
+            types = [int(end > len(text_a)) for _, end in encoded["offset_mapping"]]
+        self.check_length(token_ids, answer_tokens=0)
+        return token_ids, types.index(1) if 1 in types else len(token_ids)
+
+    def check_length(self, token_ids: Sequence[int], answer_tokens: int = 1) -> None:
         """Checks that a prompt leaves room for an answer.
+
+        Args:
+            token_ids: the prompt.
+            answer_tokens: tokens that an answer has at least; 0 where it is a vector.
 
         Raises:
             RequestRejected: when it does not.
         """
         if not token_ids:
             raise RequestRejected("empty_prompt", "the prompt has no tokens")
-        if len(token_ids) >= self._max_model_len:
+        if len(token_ids) + answer_tokens > self._max_model_len:
             message = f"the prompt has {len(token_ids)} tokens, the context {self._max_model_len}"
             raise RequestRejected("prompt_too_long", message)
 

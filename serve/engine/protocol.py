@@ -1,4 +1,4 @@
-"""The one contract between what asks for tokens and what makes them."""
+"""The one contract between what asks a model and what answers."""
 
 from __future__ import annotations
 
@@ -17,18 +17,67 @@ class Request:
     """Unique among the requests that an engine holds."""
     token_ids: list[int]
     sampling: SamplingSpec
+    split: int | None = None
+    """Of a pair (task ``score``) the index where the second text begins."""
+    adapter: str | None = None
+    """The LoRA adapter, of `ModelSpec.adapters`; null is the model alone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenLogprob:
+    """A token with its log-probability (natural logarithm)."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+    """Likely tokens in this place, the likeliest first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One of the answers to a request."""
+
+    text: str
+    finish_reason: str
+    """``stop`` (the model ended, or a stop text came), ``length`` (out of tokens or context) or ``abort``."""
+    completion_tokens: int
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    """One for each token; null where they were not asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Completion:
-    """An answer."""
+    """What a request for text came to."""
 
     request_id: str
-    text: str
-    finish_reason: str
-    """``stop`` (the model ended, or a stop text came), ``length`` (out of tokens or context) or ``abort``."""
+    samples: tuple[Sample, ...]
+    """`SamplingSpec.n` of them."""
     prompt_tokens: int
-    completion_tokens: int
+
+    @property
+    def text(self) -> str:
+        """The first answer."""
+        return self.samples[0].text
+
+    @property
+    def finish_reason(self) -> str:
+        """The first answer's."""
+        return self.samples[0].finish_reason
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of all answers."""
+        return sum(sample.completion_tokens for sample in self.samples)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pooled:
+    """What a request for a vector came to."""
+
+    request_id: str
+    vector: bytes
+    """float32, little-endian: an embedding, a probability for each class, or one score."""
+    prompt_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +90,7 @@ class Rejection:
     message: str
 
 
-Outcome = Completion | Rejection
+Outcome = Completion | Pooled | Rejection
 
 
 @dataclass(kw_only=True, slots=True)
@@ -53,11 +102,14 @@ class EngineStats:
     max_model_len: int = 0
     """Context in tokens."""
     completions: int = 0
+    """Requests that were answered, vectors included."""
     rejections: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     running: int = 0
     """Requests that it holds now, waiting ones included."""
+    steps: int = 0
+    """Steps in which the engine computed something; the fake takes none."""
 
     def count(self, outcome: Outcome) -> None:
         """Adds one outcome."""
@@ -66,16 +118,22 @@ class EngineStats:
             return
         self.completions += 1
         self.prompt_tokens += outcome.prompt_tokens
-        self.completion_tokens += outcome.completion_tokens
+        if isinstance(outcome, Completion):
+            self.completion_tokens += outcome.completion_tokens
 
 
 class Engine(Protocol):
     """A model that answers. All methods belong to one event loop; `generate` may run many times at once."""
 
-    def generate(self, requests: Iterable[Request]) -> AsyncIterator[Outcome]:
+    def generate(self, requests: Iterable[Request], exclusive: bool = False) -> AsyncIterator[Outcome]:
         """Answers requests in the order in which they end; no answer waits for another.
 
         Closing the iterator aborts what has not ended.
+
+        Args:
+            requests: taken one by one, as there is room.
+            exclusive: wait until the engine holds nothing else, and hold others back until these have ended. What
+                kills the engine meanwhile is one of these.
 
         Raises:
             EngineDead: when the engine can answer nothing any more.

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from conf.schema.engine import Device, EngineKind, EngineSpec
 from conf.schema.model import ModelSpec
+from conf.schema.task import Task
 from serve.engine.protocol import Engine
 
 
 async def start_engine(
-    model: ModelSpec, spec: EngineSpec, device: Device, max_model_len: int, share: int = 1
+    model: ModelSpec,
+    spec: EngineSpec,
+    device: Device,
+    max_model_len: int,
+    share: int = 1,
+    task: Task = Task.generate,
 ) -> Engine:
     """Starts an engine in this process and returns it, ready.
 
@@ -18,6 +24,7 @@ async def start_engine(
         device: cpu or cuda, decided.
         max_model_len: the context in tokens.
         share: engines that share this machine's cores.
+        task: what its requests ask for; an engine does one task.
 
     Raises:
         EngineDead: when it does not start.
@@ -26,7 +33,7 @@ async def start_engine(
         from serve.engine.fake import FakeEngine
         from serve.engine.prompt import load_renderer
 
-        return FakeEngine(spec, max_model_len, load_renderer(model, max_model_len, None).decode)
+        return FakeEngine(spec, max_model_len, load_renderer(model, max_model_len, None).decode, task, model.adapters)
     from serve.engine.vllm import start_vllm
 
-    return await start_vllm(model, spec, device, share)
+    return await start_vllm(model, spec, device, share, task)

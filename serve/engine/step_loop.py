@@ -19,16 +19,16 @@ from serve.engine.protocol import Outcome, Request
 class Stepper(Protocol):
     """An engine that advances all its requests by one step when told to."""
 
-    def add(self, request: Request) -> str:
-        """Takes a request and returns the id that `abort` knows it by.
+    def add(self, request: Request) -> None:
+        """Takes a request.
 
         Raises:
             RequestRejected: when it can never be answered.
         """
         ...
 
-    def abort(self, handle: str) -> None:
-        """Forgets a request."""
+    def abort(self, request: Request) -> None:
+        """Forgets a request; harmless when it has ended."""
         ...
 
     def step(self) -> list[Outcome]:
@@ -107,12 +107,9 @@ class StepLoop:
             self._post(_settle, self._ready, error)
             return
         self._post(_settle, self._ready, None)
-        handles: dict[str, str] = {}
         try:
-            while self._take(stepper, handles):
+            while self._take(stepper):
                 outcomes = stepper.step()
-                for outcome in outcomes:
-                    handles.pop(outcome.request_id, None)
                 if outcomes:
                     self._post(self._deliver, outcomes)
             self._death = EngineDead("closed")
@@ -122,7 +119,7 @@ class StepLoop:
             self._post(self._fail_waiting)
             stepper.close()
 
-    def _take(self, stepper: Stepper, handles: dict[str, str]) -> bool:
+    def _take(self, stepper: Stepper) -> bool:
         """Carries out what lies in the inbox; waits for something where there is no work. False is the end."""
         while True:
             try:
@@ -132,11 +129,10 @@ class StepLoop:
             if command == "close" or request is None:
                 return False
             if command == "abort":
-                if handle := handles.pop(request.id, None):
-                    stepper.abort(handle)
+                stepper.abort(request)
                 continue
             try:
-                handles[request.id] = stepper.add(request)
+                stepper.add(request)
             except RequestRejected as error:
                 self._post(self._reject, request.id, error)
 

@@ -7,7 +7,7 @@ import pytest
 from conf.schema.sampling import SamplingSpec
 from serve.engine.errors import EngineDead, RequestRejected
 from serve.engine.in_flight import InFlight
-from serve.engine.protocol import Completion, EngineStats, Outcome, Rejection, Request
+from serve.engine.protocol import Completion, EngineStats, Outcome, Rejection, Request, Sample
 
 
 def request(name: str) -> Request:
@@ -15,7 +15,8 @@ def request(name: str) -> Request:
 
 
 def completion(name: str) -> Completion:
-    return Completion(request_id=name, text=name, finish_reason="stop", prompt_tokens=2, completion_tokens=1)
+    sample = Sample(text=name, finish_reason="stop", completion_tokens=1)
+    return Completion(request_id=name, samples=(sample,), prompt_tokens=2)
 
 
 class Gate:
@@ -121,3 +122,139 @@ async def test_an_error_of_the_requests_themselves_reaches_the_caller() -> None:
     gate = Gate()
     with pytest.raises(LookupError, match="no more"):
         await anext(InFlight(2, EngineStats()).stream(requests(), gate.answer))
+
+
+async def test_a_stream_that_is_closed_before_its_tasks_began_leaks_no_slot() -> None:
+    gate, stats = Gate(), EngineStats()
+    slots = InFlight(2, stats)
+    stream = slots.stream([request("a"), request("b")], gate.answer)
+    first = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    first.cancel()  # comes when the feeder has made its tasks, and none has run
+    await asyncio.gather(first, return_exceptions=True)
+    await stream.aclose()
+    rest = asyncio.ensure_future(collect(slots, "cd", gate))
+    await settle()
+    assert gate.asked[-2:] == ["c", "d"]
+    for name in "cd":
+        gate.end(name)
+    assert await rest == ["c", "d"]
+
+
+async def collect(slots: InFlight, names: str, gate: Gate, exclusive: bool = False) -> list[str]:
+    requests = [request(name) for name in names]
+    return [outcome.request_id async for outcome in slots.stream(requests, gate.answer, exclusive)]
+
+
+async def test_an_exclusive_stream_waits_until_it_is_alone_and_holds_others_back() -> None:
+    gate = Gate()
+    slots = InFlight(2, EngineStats())
+    before = asyncio.ensure_future(collect(slots, "abc", gate))
+    await settle()
+    alone = asyncio.ensure_future(collect(slots, "xyz", gate, exclusive=True))
+    await settle()
+    after = asyncio.ensure_future(collect(slots, "d", gate))
+    await settle()
+    assert gate.asked == ["a", "b"]
+    gate.end("a")
+    await settle()
+    assert gate.asked == ["a", "b", "c"]  # it had come to the door first
+    gate.end("b")
+    await settle()
+    assert gate.asked == ["a", "b", "c"]  # a slot is free, and kept for the exclusive stream
+    gate.end("c")
+    await settle()
+    assert gate.asked[3:] == ["x", "y"]  # no more than the limit at a time
+    gate.end("x")
+    await settle()
+    assert gate.asked[3:] == ["x", "y", "z"]
+    gate.end("y")
+    await settle()
+    assert gate.asked[3:] == ["x", "y", "z"]  # d waits for the last of them
+    gate.end("z")
+    await settle()
+    gate.end("d")
+    assert await before == ["a", "b", "c"]
+    assert await alone == ["x", "y", "z"]
+    assert await after == ["d"]
+
+
+async def test_exclusive_streams_take_turns() -> None:
+    gate = Gate()
+    slots = InFlight(3, EngineStats())
+    tasks = [asyncio.ensure_future(collect(slots, names, gate, exclusive=True)) for names in ("ab", "cd")]
+    await settle()
+    assert gate.asked == ["a", "b"]
+    gate.end("a")
+    gate.end("b")
+    await settle()
+    assert gate.asked == ["a", "b", "c", "d"]
+    gate.end("c")
+    gate.end("d")
+    assert await asyncio.gather(*tasks) == [["a", "b"], ["c", "d"]]
+
+
+async def test_an_exclusive_stream_that_is_closed_while_it_waits_gives_its_slots_back() -> None:
+    gate = Gate()
+    slots = InFlight(2, EngineStats())
+    held = asyncio.ensure_future(collect(slots, "a", gate))
+    await settle()
+    alone = asyncio.ensure_future(collect(slots, "x", gate, exclusive=True))
+    await settle()  # it holds one of the two
+    alone.cancel()
+    await asyncio.gather(alone, return_exceptions=True)
+    others = asyncio.ensure_future(collect(slots, "b", gate))
+    await settle()
+    assert gate.asked == ["a", "b"]
+    gate.end("a")
+    gate.end("b")
+    assert [await held, await others] == [["a"], ["b"]]
+
+
+@pytest.mark.parametrize("ending", ["closed", "failed"])
+async def test_an_exclusive_stream_that_ends_early_gives_all_slots_back(ending: str) -> None:
+    gate = Gate()
+    slots = InFlight(2, EngineStats())
+    alone = asyncio.ensure_future(collect(slots, "xyz", gate, exclusive=True))
+    await settle()
+    if ending == "closed":
+        alone.cancel()
+    else:
+        gate.answers["x"].set_exception(EngineDead("gone"))
+    (result,) = await asyncio.gather(alone, return_exceptions=True)
+    assert isinstance(result, asyncio.CancelledError if ending == "closed" else EngineDead)
+    assert "y" in gate.cancelled
+    after = asyncio.ensure_future(collect(slots, "ab", gate))
+    await settle()
+    assert gate.asked[-2:] == ["a", "b"]
+    gate.end("a")
+    gate.end("b")
+    assert await after == ["a", "b"]
+
+
+async def test_an_exclusive_stream_frees_nothing_before_its_tasks_have_ended() -> None:
+    gate = Gate()
+    slots = InFlight(1, EngineStats())
+    aborted = asyncio.Event()
+
+    async def slow_to_abort(request: Request) -> Outcome:
+        try:
+            return await gate.answer(request)
+        finally:
+            await aborted.wait()
+
+    stream = slots.stream([request("x")], slow_to_abort, exclusive=True)
+    first = asyncio.ensure_future(anext(stream))
+    await settle()
+    first.cancel()
+    after = asyncio.ensure_future(collect(slots, "a", gate))
+    await settle()
+    assert gate.cancelled == ["x"]
+    assert gate.asked == ["x"]
+    aborted.set()
+    await settle()
+    assert gate.asked == ["x", "a"]
+    gate.end("a")
+    assert await after == ["a"]
+    await asyncio.gather(first, return_exceptions=True)
+    await stream.aclose()

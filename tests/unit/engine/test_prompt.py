@@ -62,6 +62,62 @@ def test_a_prompt_that_leaves_room_for_a_token_is_not(renderer: PromptRenderer) 
     renderer.check_length([5] * 63)
 
 
+def test_a_prompt_that_needs_no_answer_may_fill_the_context(renderer: PromptRenderer) -> None:
+    renderer.check_length([5] * 64, answer_tokens=0)
+    with pytest.raises(RequestRejected):
+        renderer.check_length([5] * 65, answer_tokens=0)
+
+
+def test_two_texts_to_embed_stand_one_after_the_other(renderer: PromptRenderer) -> None:
+    token_ids, split = renderer.pair("late parcel", "refund", joint=False)
+    assert [renderer.decode(token_ids[:split]), renderer.decode(token_ids[split:])] == ["late parcel", "refund"]
+
+
+def test_each_of_two_texts_to_embed_has_the_whole_context(renderer: PromptRenderer) -> None:
+    text = "q" * 60
+    token_ids, split = renderer.pair(text, text, joint=False)
+    assert len(token_ids) > 64 > split
+    for pair in ((text * 9, "x"), ("x", text * 9)):
+        with pytest.raises(RequestRejected, match="the context 64"):
+            renderer.pair(*pair, joint=False)
+
+
+def test_two_texts_to_read_at_once_share_the_context(renderer: PromptRenderer) -> None:
+    token_ids, split = renderer.pair("late parcel", "refund", joint=True)
+    assert renderer.decode(token_ids[split:]) == "refund"
+    with pytest.raises(RequestRejected, match="the context 64"):
+        renderer.pair("q" * 60, "z" * 60, joint=True)
+
+
+@pytest.fixture
+def bert(tmp_path: Path) -> Path:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "late", "parcel", "refund"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    return tmp_path
+
+
+def test_the_second_text_begins_where_the_tokenizer_changes_the_type(bert: Path) -> None:
+    renderer = PromptRenderer(ModelSpec(path=str(bert)), 64, None)
+    assert renderer.pair("late parcel", "refund", joint=True) == ([2, 5, 6, 3, 7, 3], 4)
+
+
+@pytest.mark.parametrize("joint", [True, False])
+@pytest.mark.parametrize("texts", [("", "x"), ("x", "")])
+def test_half_a_pair_is_rejected(renderer: PromptRenderer, texts: tuple[str, str], joint: bool) -> None:
+    with pytest.raises(RequestRejected) as caught:
+        renderer.pair(*texts, joint=joint)
+    assert caught.value.error == "empty_prompt"
+
+
+def test_a_model_without_a_separator_reads_one_text(bert: Path) -> None:
+    for config in ({"use_sep_token": False}, {"method": "from_2_way_softmax"}):
+        (bert / "config.json").write_text(json.dumps({"model_type": "bert", **config}))
+        renderer = PromptRenderer(ModelSpec(path=str(bert)), 64, None)
+        assert renderer.pair("late ", "refund", joint=True) == ([2, 5, 7, 3], 2)
+
+
 def test_a_chat_is_refused_where_the_model_has_no_template(demo_model: Path, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes((demo_model / "tokenizer.json").read_bytes())
     settings = json.loads((demo_model / "tokenizer_config.json").read_text())

@@ -7,7 +7,7 @@ import pytest
 
 from conf.schema.sampling import SamplingSpec
 from serve.engine.errors import EngineDead, RequestRejected
-from serve.engine.protocol import Completion, Outcome, Request
+from serve.engine.protocol import Completion, Outcome, Request, Sample
 from serve.engine.step_loop import StepLoop
 
 
@@ -20,25 +20,22 @@ class CountDown:
         self.is_closed = False
         self.death: Exception | None = None
 
-    def add(self, request: Request) -> str:
+    def add(self, request: Request) -> None:
         if not request.token_ids:
             raise RequestRejected("empty_prompt", "no tokens")
-        self.left["h" + request.id] = request.sampling.max_tokens
-        return "h" + request.id
+        self.left[request.id] = request.sampling.max_tokens
 
-    def abort(self, handle: str) -> None:
-        del self.left[handle]
+    def abort(self, request: Request) -> None:
+        self.left.pop(request.id, None)
 
     def step(self) -> list[Outcome]:
         self.threads.add(threading.get_ident())
         if self.death:
             raise self.death
-        ended = [handle for handle, left in self.left.items() if left == 1]
-        self.left = {handle: left - 1 for handle, left in self.left.items() if left > 1}
-        return [
-            Completion(request_id=h[1:], text="", finish_reason="stop", prompt_tokens=1, completion_tokens=1)
-            for h in ended
-        ]
+        ended = [name for name, left in self.left.items() if left == 1]
+        self.left = {name: left - 1 for name, left in self.left.items() if left > 1}
+        sample = Sample(text="", finish_reason="stop", completion_tokens=1)
+        return [Completion(request_id=name, samples=(sample,), prompt_tokens=1) for name in ended]
 
     def has_work(self) -> bool:
         return bool(self.left)
@@ -116,6 +113,7 @@ async def test_a_step_that_raises_kills_the_loop_and_tells_everyone() -> None:
             assert isinstance(result, EngineDead)
         with pytest.raises(EngineDead, match="out of memory"):
             await loop.answer(request("c", 1))
+        await loop.close()  # the thread tells its callers first
         assert stepper.is_closed
 
 

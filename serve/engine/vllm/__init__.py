@@ -1,0 +1,45 @@
+"""The only importer of vllm (0.26-0.32, CPU and CUDA builds). Engine arguments keep vLLM's own names."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from conf.schema.engine import Device, EngineProcess, EngineSpec
+from conf.schema.model import ModelSpec
+from conf.schema.task import Task
+from serve.engine.errors import EngineDead
+from serve.engine.protocol import Engine, EngineStats
+from serve.engine.vllm.arguments import engine_arguments, set_environment
+from serve.engine.vllm.inline import InlineVllm
+from serve.engine.vllm.questions import Questions
+from serve.engine.vllm.separate import SeparateVllm
+
+
+async def start_vllm(
+    model: ModelSpec, spec: EngineSpec, device: Device, share: int = 1, task: Task = Task.generate
+) -> Engine:
+    """Starts a vLLM engine in this process.
+
+    Args:
+        model: the checkpoint and its adapters.
+        spec: sizes and vLLM's own arguments.
+        device: cpu or cuda, decided.
+        share: engines that share this machine's cores; only the CPU cares.
+        task: what its requests ask for.
+
+    Raises:
+        EngineDead: when it does not start; the cause says why.
+    """
+    before = time.monotonic()
+    set_environment(spec, device, share)
+    inline = spec.process is EngineProcess.inline or (spec.process is EngineProcess.auto and device is Device.cpu)
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if inline else "1"
+    stats = EngineStats()
+    engine = (InlineVllm if inline else SeparateVllm)(spec, stats, Questions(task, model.adapters))
+    try:
+        await engine.start(engine_arguments(model, spec, device, task))
+    except Exception as error:
+        raise EngineDead(f"vLLM did not start: {type(error).__name__}: {error}") from error
+    stats.start_s["total"] = time.monotonic() - before
+    return engine

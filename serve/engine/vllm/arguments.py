@@ -1,0 +1,95 @@
+"""What vLLM is started with: its engine arguments and its environment."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from conf.schema.engine import Device, EngineSpec
+from conf.schema.model import ModelSpec
+from conf.schema.task import Task
+from serve.engine.adapters import highest_rank
+from serve.engine.placement import cpu_threads
+
+DEFAULT_KV_CACHE_BYTES = 1 << 30
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Source: vllm/config/lora.py, MaxLoRARanks (0.26-0.32)."""
+MAX_ACTIVE_ADAPTERS = 8
+"""Adapters in one batch on a GPU: each takes memory there, and rows in a batch rarely ask for more."""
+MAX_LOADED_ADAPTERS = 64
+"""Adapters kept in the host's memory; the others are read from their folders again when they are asked for."""
+
+
+def engine_arguments(model: ModelSpec, spec: EngineSpec, device: Device, task: Task = Task.generate) -> dict[str, Any]:
+    """Returns vLLM's engine arguments; what `engine.vllm` holds wins.
+
+    Raises:
+        UserError: when an adapter's folder cannot be read.
+    """
+    arguments: dict[str, Any] = {
+        "model": model.path,
+        "tokenizer": model.tokenizer or model.path,
+        "dtype": model.dtype,
+        "trust_remote_code": model.trust_remote_code,
+        # said always: vLLM would run a model with sentence-transformers' files as a pooling model
+        "runner": "generate" if task is Task.generate else "pooling",
+        "tensor_parallel_size": spec.tensor_parallel_size,
+        "pipeline_parallel_size": spec.pipeline_parallel_size,
+        "max_num_seqs": spec.max_num_seqs,
+        "disable_log_stats": True,
+        # "auto" tries a second compiler for what the first one refuses, but an engine keeps the compiler of its first
+        # request: a later schema that needs the other one is then silently not kept (0.26-0.32). And where white space
+        # is free, models spend all their tokens on it (3 of 6 answers of the demo's model)
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+    }
+    if spec.max_model_len is not None:
+        arguments["max_model_len"] = spec.max_model_len
+    if spec.world_size > 1:
+        # in a placement group vLLM would take Ray's executor, which wants a bundle for each rank; see placement.py
+        arguments["distributed_executor_backend"] = "mp"
+    if model.adapters:
+        arguments |= _adapter_arguments(model, device)
+    if device is Device.cpu:
+        arguments["enforce_eager"] = True  # compiling takes longer than a small model's whole job
+    elif spec.kv_cache_bytes is not None:
+        arguments["kv_cache_memory_bytes"] = spec.kv_cache_bytes
+    return {**arguments, **spec.vllm}
+
+
+def _adapter_arguments(model: ModelSpec, device: Device) -> dict[str, Any]:
+    rank, count = highest_rank(model), len(model.adapters)
+    active, loaded = min(count, MAX_ACTIVE_ADAPTERS), min(count, MAX_LOADED_ADAPTERS)
+    if device is Device.cpu:
+        # the CPU's kernels take a row without an adapter for one with the adapter in the last place, index -1
+        # (0.26-0.32, lora/ops/torch_ops): that place must stay empty, and empty it does nothing
+        active = loaded = count + 1
+    return {
+        "enable_lora": True,
+        "max_lora_rank": next(allowed for allowed in LORA_RANKS if allowed >= rank),
+        "max_loras": active,
+        "max_cpu_loras": loaded,
+    }
+
+
+def with_objects(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments with vLLM's own object where vLLM sets attributes on it before it converts it."""
+    from vllm.config import StructuredOutputsConfig
+
+    grammar = arguments["structured_outputs_config"]
+    if not isinstance(grammar, Mapping):
+        return arguments
+    return {**arguments, "structured_outputs_config": StructuredOutputsConfig(**grammar)}
+
+
+def set_environment(spec: EngineSpec, device: Device, share: int) -> None:
+    """Sets what vLLM reads from the environment, before it is imported; what the user set wins."""
+    defaults = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
+    if device is Device.cpu:
+        os.environ.pop("OMP_NUM_THREADS", None)  # Ray sets it to the actor's CPUs
+        gib = math.ceil((spec.kv_cache_bytes or DEFAULT_KV_CACHE_BYTES) / (1 << 30))
+        defaults |= {"VLLM_CPU_KVCACHE_SPACE": str(gib), **cpu_threads(spec.world_size, share)}
+    for key, value in defaults.items():
+        os.environ.setdefault(key, value)
+    os.environ.update(spec.env)
