@@ -16,6 +16,8 @@ from conf.errors import UserError, nearest
 
 VERBS: dict[str, tuple[str, str]] = {
     "batch": ("pipelines.batch.job:run", "run a model over a table: prompts in, answers out"),
+    "inspect": ("pipelines.batch.inspection:run", "show what a job has come to: counts, error classes, failed rows"),
+    "redrive": ("pipelines.batch.redrive:run", "ask the failed rows of a job again and merge their answers"),
     "doctor": ("cluster.doctor:run", "check this machine: versions, devices, memory, and what mends them"),
     "completion": ("conf.completion:run", 'print the shell\'s completion script: eval "$(manta completion bash)"'),
 }

@@ -13,7 +13,10 @@ from conf.keys import keys_of
 EXAMPLES = {
     "batch": """  manta batch model=demo data=tickets
   manta batch model.path=MODEL data.input='in/*.parquet' data.prompt='{{ question }}' output.path=OUT
-  manta batch model=demo data=tickets engine.num_replicas=2 sampling.max_tokens=64 output=jsonl""",
+  manta batch model=demo data=tickets engine.num_replicas=2 sampling.max_tokens=64 output=jsonl
+  manta batch model.path=MODEL data=openai_batch data.input=requests.jsonl output.path=OUT
+
+The same command run again goes on where it ended; manta inspect OUT and manta redrive OUT look at and mend a job.""",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 from conf.errors import UserError
 from conf.schema.cluster import ClusterSpec
@@ -11,6 +12,7 @@ from conf.schema.engine import EngineSpec
 from conf.schema.model import ModelSpec
 from conf.schema.output import OutputSpec
 from conf.schema.sampling import SamplingSpec
+from conf.schema.task import Task
 
 
 @dataclass(kw_only=True, slots=True)
@@ -31,14 +33,39 @@ class ProgressSpec:
             raise UserError(f"progress.show_rows must be >= 0, got {self.show_rows}")
 
 
+class Dedupe(Enum):
+    """Which equal requests run once: those whose answer is ``deterministic``, ``all`` or none (``off``)."""
+
+    deterministic = "deterministic"
+    all = "all"
+    off = "off"
+
+
+@dataclass(kw_only=True, slots=True)
+class BatchSpec:
+    """How rows are scheduled."""
+
+    dedupe: Dedupe = Dedupe.deterministic
+    """Equal requests run once and fan out: those with temperature 0 or a seed, all, or none."""
+    max_attempts: int = 4
+    """A row in flight at so many deaths of engines, at last alone, is a dead letter."""
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 2:
+            raise UserError(f"batch.max_attempts must be >= 2, got {self.max_attempts}")
+
+
 @dataclass(kw_only=True, slots=True)
 class BatchJob:
     """A table of prompts in, a table of answers out."""
 
+    task: Task = Task.generate
+    """What is asked of the model."""
     model: ModelSpec = field(default_factory=ModelSpec)
     engine: EngineSpec = field(default_factory=EngineSpec)
     sampling: SamplingSpec = field(default_factory=SamplingSpec)
     data: DataSpec = field(default_factory=DataSpec)
     output: OutputSpec = field(default_factory=OutputSpec)
+    batch: BatchSpec = field(default_factory=BatchSpec)
     cluster: ClusterSpec = field(default_factory=ClusterSpec)
     progress: ProgressSpec = field(default_factory=ProgressSpec)

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from conf.errors import UserError
+from conf.schema.task import Task
 
 
 class DataFormat(Enum):
@@ -18,6 +19,7 @@ class DataFormat(Enum):
     parquet = "parquet"
     jsonl = "jsonl"
     csv = "csv"
+    openai_batch = "openai_batch"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -35,6 +37,10 @@ class DataSpec:
     """A template for the system message."""
     messages: str | None = None
     """A column of chat messages: a list of {role, content}, or such a list as JSON text."""
+    document: str | None = None
+    """For task=score, a template for the second text."""
+    adapter: str | None = None
+    """A column that names each row's LoRA adapter, of model.adapters; null in it is the model alone."""
     apply_chat_template: bool | None = None
     """Wrap the prompt in the model's chat template; null does so where the model has one."""
     id: str | None = None
@@ -48,15 +54,23 @@ class DataSpec:
         if self.limit is not None and self.limit < 1:
             raise UserError(f"data.limit must be >= 1 or null, got {self.limit}")
 
-    def check(self) -> None:
+    def check(self, task: Task) -> None:
         """Checks what needs the composed values.
 
         Raises:
-            UserError: when there is no input, or not exactly one source of prompts.
+            UserError: when there is no input, not exactly one source of prompts, or what the task has no use for.
         """
         inputs = self.inputs
         if not inputs or not all(isinstance(uri, str) and uri for uri in inputs):
             raise UserError(f"data.input must be a path, a URI or a list of them, got {self.input!r}")
+        if (self.document is not None) != (task is Task.score):
+            rule = "must be set" if task is Task.score else "has no use"
+            raise UserError(f"data.document, the second text, {rule} with task={task.value}")
+        if self.format is DataFormat.openai_batch:
+            own = ("prompt", "prompt_file", "messages", "system", "adapter", "id", "answer")
+            if extra := next((key for key in own if getattr(self, key) is not None), None):
+                raise UserError(f"data.{extra} has no use with data.format=openai_batch: each line holds its request")
+            return
         named = [k for k in ("prompt", "prompt_file", "messages") if getattr(self, k) is not None]
         if len(named) != 1:
             got = " and ".join(f"data.{k}" for k in named) or "none"

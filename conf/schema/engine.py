@@ -53,6 +53,13 @@ class FaultSpec:
     """Time from request to completion, in milliseconds."""
     fail_start: bool = False
     """The engine fails to start."""
+    hang_marker: str | None = None
+    """A prompt that contains it is never answered, nor is any other from then on."""
+    kill_marker: str | None = None
+    """A prompt that contains it ends the replica's process with SIGKILL, as the kernel does where memory is out."""
+
+    computed_file: str | None = None
+    """A local file to which the engine appends a line, a hash of the prompt, for each request that it answers."""
 
     def __post_init__(self) -> None:
         for key in ("die_after", "latency_ms"):
@@ -83,8 +90,10 @@ class EngineSpec:
     """Rows that one replica holds at a time, waiting ones included; twice max_num_seqs where null."""
     kv_cache_bytes: int | None = None
     """Memory for the KV cache of each device; where null 1 GiB on CPU, and on a GPU what vLLM finds free."""
-    max_restarts: int = 3
-    """Dead engines that are replaced before the job gives up."""
+    max_restarts: int = 8
+    """Engines that may die one after another, with no row answered in between, before the job gives up."""
+    hang_timeout_s: float = 600.0
+    """An engine that holds rows and answers none for so long counts as dead."""
     start_timeout_s: float = 900.0
     """How long a replica may take to load its model."""
     env: dict[str, str] = field(default_factory=dict)
@@ -101,8 +110,9 @@ class EngineSpec:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"engine.{key} must be >= 1 or null, got {value}")
-        if not self.start_timeout_s > 0:
-            raise UserError(f"engine.start_timeout_s must be > 0, got {self.start_timeout_s}")
+        for key in ("start_timeout_s", "hang_timeout_s"):
+            if not getattr(self, key) > 0:
+                raise UserError(f"engine.{key} must be > 0, got {getattr(self, key)}")
         if self.max_restarts < 0:
             raise UserError(f"engine.max_restarts must be >= 0, got {self.max_restarts}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
@@ -23,6 +23,8 @@ class ModelSpec:
     """A folder with another tokenizer; the model's own where null."""
     chat_template: str | None = None
     """A Jinja file that replaces the tokenizer's chat template."""
+    adapters: dict[str, str] = field(default_factory=dict)
+    """LoRA adapters: a folder for each name that data.adapter's column may hold."""
     dtype: str = "auto"
     """Weights and activations: auto, float32, bfloat16 or float16."""
     trust_remote_code: bool = False

@@ -27,6 +27,16 @@ class SamplingSpec:
     """Texts that end an answer; they are not part of it."""
     ignore_eos: bool = False
     """Go on to max_tokens whatever the model says. For benchmarks."""
+    n: int = 1
+    """Answers to each row."""
+    logprobs: int | None = None
+    """Keep the log-probability of each token of an answer, and of this many likely others; null keeps none."""
+    json_schema: str | None = None
+    """Answers are JSON of this schema: the schema itself, or a file that holds it."""
+    regex: str | None = None
+    """Answers match this regular expression."""
+    choice: list[str] = field(default_factory=list)
+    """Answers are one of these texts."""
 
     def __post_init__(self) -> None:
         rules = [
@@ -39,6 +49,22 @@ class SamplingSpec:
             ("presence_penalty", -2 <= self.presence_penalty <= 2, "in [-2, 2]"),
             ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "in [-2, 2]"),
         ]
+        rules += [
+            ("n", self.n >= 1, ">= 1"),
+            ("logprobs", self.logprobs is None or self.logprobs >= 0, ">= 0 or null"),
+        ]
         for key, holds, rule in rules:
             if not holds:
                 raise UserError(f"sampling.{key} must be {rule}, got {getattr(self, key)}")
+        shapes = [key for key in ("json_schema", "regex", "choice") if getattr(self, key)]
+        if len(shapes) > 1:
+            raise UserError(
+                f"at most one of sampling.json_schema, regex and choice can be set, got {' and '.join(shapes)}"
+            )
+        if self.n > 1 and self.temperature == 0:
+            raise UserError(f"sampling.n={self.n} needs sampling.temperature > 0: greedy answers are all the same")
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether an equal request has an equal answer: greedy, or drawn with a seed."""
+        return self.temperature == 0 or self.seed is not None
