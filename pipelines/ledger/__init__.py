@@ -1,0 +1,1 @@
+"""What is done, and what was paid for: kept beside the answers, so that no row is lost and none is paid twice."""

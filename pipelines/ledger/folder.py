@@ -1,0 +1,104 @@
+"""Where a job's files lie below its output folder."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+from pyarrow import fs as pafs
+
+from pipelines.storage import Location
+
+_OURS = re.compile(
+    r"(failed/)?part-[0-9a-f]{12}\.(parquet|jsonl)(\.\w+\.tmp)?"
+    r"|_manta/(job|spec)\.json(\.\w+\.tmp)?|_manta/(logs|log|done|stale)/.*"
+)
+"""What a job writes, leases apart."""
+SUFFIXES = ("parquet", "jsonl")
+"""Of part files."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Folder:
+    """An output folder. Pickles."""
+
+    root: Location
+    suffix: str
+    """Of part files: parquet or jsonl."""
+
+    def answers(self, unit: str) -> Location:
+        """The part file of a unit's answers."""
+        return self.root.join(f"part-{unit}.{self.suffix}")
+
+    def failed(self, unit: str) -> Location:
+        """The part file of a unit's dead letters."""
+        return self.root.join("failed", f"part-{unit}.{self.suffix}")
+
+    def mark(self, unit: str) -> Location:
+        """The file that says that a unit is done; written last."""
+        return self.root.join("_manta", "done", f"{unit}.json")
+
+    @property
+    def marks(self) -> Location:
+        """The folder of done-marks."""
+        return self.root.join("_manta", "done")
+
+    @property
+    def log(self) -> Location:
+        """The folder of the log: finished requests of units that are not done."""
+        return self.root.join("_manta", "log")
+
+    @property
+    def leases(self) -> Location:
+        """The folder of leases."""
+        return self.root.join("_manta", "leases")
+
+    @property
+    def spec(self) -> Location:
+        """What the job was asked: the one that began here."""
+        return self.root.join("_manta", "spec.json")
+
+    @property
+    def record(self) -> Location:
+        """What the last run came to."""
+        return self.root.join("_manta", "job.json")
+
+    @property
+    def logs(self) -> Location:
+        """Logs of Ray, its workers and the engines."""
+        return self.root.join("_manta", "logs")
+
+    def drop_other_formats(self, unit: str) -> None:
+        """Deletes a unit's part files of another format: no answer stands in two."""
+        for suffix in SUFFIXES:
+            if suffix != self.suffix:
+                other = replace(self, suffix=suffix)
+                other.answers(unit).delete()
+                other.failed(unit).delete()
+
+    def set_aside(self, name: str) -> None:
+        """Moves a part file out of the answers: what was paid for is not deleted."""
+        place = self.root.join(name)
+        self.root.join("_manta", "stale", name.replace("/", "-")).write_bytes(place.read_bytes())
+        place.delete()
+
+    def former_name(self, name: str) -> str | None:
+        """Returns what a file that was set aside was called; null for others."""
+        if not name.startswith("_manta/stale/"):
+            return None
+        return name.removeprefix("_manta/stale/").replace("failed-", "failed/")
+
+    def written(self) -> dict[str, int]:
+        """Lists what jobs wrote here: sizes in bytes by path below the folder. What others put here is not ours."""
+        found = {}
+        for entry in self.root.list(recursive=True):
+            if entry.type == pafs.FileType.File:
+                name = PurePosixPath(entry.path).relative_to(self.root.path).as_posix()
+                if _OURS.fullmatch(name):
+                    found[name] = entry.size or 0
+        return found
+
+    def name(self, place: Location) -> str:
+        """Returns a location's path below the folder, as `written` has it."""
+        return PurePosixPath(place.path).relative_to(self.root.path).as_posix()
