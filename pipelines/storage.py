@@ -5,6 +5,8 @@ from __future__ import annotations
 import fnmatch
 import os
 import posixpath
+import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,14 +35,55 @@ class Location:
         """Whether there is a file or folder."""
         return self.filesystem.get_file_info(self.path).type != pafs.FileType.NotFound
 
+    def read_bytes(self) -> bytes:
+        """Reads a whole file.
+
+        Raises:
+            OSError: when it is not there or cannot be read.
+        """
+        with self.filesystem.open_input_stream(self.path) as stream:
+            return stream.read()
+
+    def list(self, recursive: bool = False) -> list[pafs.FileInfo]:
+        """Lists what is below it; nothing where it is not there."""
+        selector = pafs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
+        try:
+            return self.filesystem.get_file_info(selector)
+        except FileNotFoundError:  # made, or gone, while pyarrow looked
+            return []
+
+    def delete(self) -> None:
+        """Deletes a file; harmless where it is gone."""
+        try:
+            self.filesystem.delete_file(self.path)
+        except FileNotFoundError:
+            return
+
     def write_bytes(self, data: bytes) -> None:
-        """Writes a whole file. On a local disk it appears under its name only when it is complete."""
-        self.filesystem.create_dir(posixpath.dirname(self.path), recursive=True)
-        target = f"{self.path}.{os.getpid()}.tmp" if self.is_local else self.path
-        with self.filesystem.open_output_stream(target) as stream:
-            stream.write(data)
-        if self.is_local:
-            os.replace(target, self.path)
+        """Writes a whole file: it appears under its name only when it is complete, and then it survives a power cut.
+
+        An object store makes an object visible when it is closed; a local disk needs another name first.
+
+        Raises:
+            OSError: when it cannot be written, such as on a full disk.
+        """
+        if not self.is_local:
+            self.filesystem.create_dir(posixpath.dirname(self.path), recursive=True)
+            with self.filesystem.open_output_stream(self.path) as stream:
+                stream.write(data)
+            return
+        os.makedirs(posixpath.dirname(self.path), exist_ok=True)
+        temporary = f"{self.path}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            with open(temporary, "xb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, self.path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +95,8 @@ class InputFile:
     name: str
     """Its path below the input it was found under; what row ids are made from."""
     size_bytes: int
+    modified_ns: int = 0
+    """When it was last written, in nanoseconds since the epoch."""
 
 
 def locate(uri: str, key: str) -> Location:
@@ -93,17 +138,19 @@ def list_files(uri: str, suffixes: tuple[str, ...]) -> tuple[Location, list[Inpu
             raise UserError(f"data.input={uri}: no such file or folder{_near(place)}")
         if info.type == pafs.FileType.File:
             name = posixpath.basename(place.path)
-            return place, [InputFile(path=place.path, name=name, size_bytes=info.size or 0)]
+            return place, [_input_file(info, name)]
         listed = place.filesystem.get_file_info(pafs.FileSelector(place.path, recursive=True))
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"data.input={uri}: cannot be read: {' '.join(str(error).split())[:400]}") from error
-    is_output = any(entry.base_name == "_manta" for entry in listed)
+    outputs = [posixpath.dirname(entry.path) for entry in listed if entry.base_name == "_manta"]
+    is_output = place.path.rstrip("/") in outputs
+    nested = tuple(path + "/" for path in outputs if path != place.path.rstrip("/"))
     pattern = _absolute_pattern(uri, head, place.path) if is_glob else None
     files = []
     for entry in sorted(listed, key=lambda entry: entry.path):
-        if entry.type != pafs.FileType.File:
+        if entry.type != pafs.FileType.File or (not is_glob and entry.path.startswith(nested)):
             continue
         name = posixpath.relpath(entry.path, place.path)
         if pattern is not None:
@@ -113,11 +160,15 @@ def list_files(uri: str, suffixes: tuple[str, ...]) -> tuple[Location, list[Inpu
             hidden = hidden or (is_output and name.startswith("failed/"))
             wanted = not hidden and name.lower().endswith(suffixes)
         if wanted:
-            files.append(InputFile(path=entry.path, name=name, size_bytes=entry.size or 0))
+            files.append(_input_file(entry, name))
     if not files:
         what = "matches no file" if is_glob else f"holds no file that ends in {', '.join(suffixes)}"
         raise UserError(f"data.input={uri}: {what}")
     return place, files
+
+
+def _input_file(info: pafs.FileInfo, name: str) -> InputFile:
+    return InputFile(path=info.path, name=name, size_bytes=info.size or 0, modified_ns=info.mtime_ns or 0)
 
 
 def _is_glob(uri: str) -> bool:

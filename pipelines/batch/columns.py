@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+MARK = "__manta_"
+"""What all of them begin with."""
 ROW_ID = "__manta_row_id"
 SOURCE = "__manta_source"
 """The input file's name."""
@@ -16,10 +18,14 @@ RAW = "__manta_raw"
 """The record's text, where it could not be read as a row."""
 TOKENS = "__manta_tokens"
 REQUEST_KEY = "__manta_request_key"
-OUTPUT = "__manta_output"
-FINISH_REASON = "__manta_finish_reason"
-PROMPT_TOKENS = "__manta_prompt_tokens"
-COMPLETION_TOKENS = "__manta_completion_tokens"
+ENTRY = "__manta_entry"
+"""What the ledger knows the request by: its key where equal requests share an answer, else the key and the position."""
+SPLIT = "__manta_split"
+"""Of a pair of texts, the index of the token where the second begins."""
+ADAPTER = "__manta_adapter"
+"""The LoRA adapter; null is the model alone."""
+SAMPLING = "__manta_sampling"
+"""The row's own sampling parameters as JSON, those that differ from the job's; null where all are the job's."""
 ATTEMPTS = "__manta_attempts"
 
 TYPES: dict[str, pa.DataType] = {
@@ -31,27 +37,21 @@ TYPES: dict[str, pa.DataType] = {
     RAW: pa.string(),
     TOKENS: pa.list_(pa.int32()),
     REQUEST_KEY: pa.string(),
-    OUTPUT: pa.string(),
-    FINISH_REASON: pa.string(),
-    PROMPT_TOKENS: pa.int32(),
-    COMPLETION_TOKENS: pa.int32(),
+    ENTRY: pa.string(),
+    SPLIT: pa.int32(),
+    ADAPTER: pa.string(),
+    SAMPLING: pa.string(),
     ATTEMPTS: pa.int32(),
 }
 
-ANSWER = {
-    OUTPUT: "output",
-    FINISH_REASON: "finish_reason",
-    PROMPT_TOKENS: "prompt_tokens",
-    COMPLETION_TOKENS: "completion_tokens",
-    REQUEST_KEY: "request_key",
-    ROW_ID: "row_id",
-}
-"""The columns of an answer, and what the user calls them."""
+
+NAMED = {REQUEST_KEY: "request_key", ROW_ID: "row_id"}
+"""Of ours, those that stand beside an answer, and what the user calls them."""
 
 
 def input_columns(table: pa.Table) -> list[str]:
     """Returns the names of the input's own columns."""
-    return [name for name in table.column_names if name not in TYPES]
+    return [name for name in table.column_names if not name.startswith(MARK)]
 
 
 def with_column(table: pa.Table, name: str, values: list | pa.Array | pa.ChunkedArray) -> pa.Table:

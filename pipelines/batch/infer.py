@@ -1,19 +1,21 @@
-"""The third step: an actor with an engine, through which rows stream.
+"""The last step: an actor with an engine, through which rows stream into part files.
 
-Several blocks are in the actor at a time and share the engine's slots: while the last rows of one block are being
-computed, rows of the next ones fill the freed slots. So no batch waits for its slowest row.
+Several units are in the actor at a time and share the engine's slots: while the last rows of one are being computed,
+rows of the next ones fill the freed slots. So no batch waits for its slowest row.
 """
 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import os
 import sys
 import threading
+import time
 import traceback
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -21,15 +23,23 @@ import pyarrow as pa
 from conf.schema.engine import Device, EngineSpec
 from conf.schema.model import ModelSpec
 from conf.schema.sampling import SamplingSpec
-from pipelines.batch import columns as c
-from pipelines.batch.identify import failed_rows
+from conf.schema.task import Task
+from pipelines.batch.commit import Sink, commit
+from pipelines.batch.desk import ClaimsDesk
 from pipelines.batch.monitor import ReplicaReport, now
+from pipelines.batch.unit import Parcel, unwrap
+from pipelines.batch.unit_answer import UnitAnswer
+from pipelines.batch.unit_run import UnitRun
+from pipelines.ledger.folder import Folder
+from pipelines.ledger.mark import read_mark
 from serve.engine.errors import EngineDead
-from serve.engine.protocol import Completion, Engine, Outcome, Rejection, Request
+from serve.engine.protocol import Engine, Outcome, Request
 from serve.engine.start import start_engine
 
 REPORT_S = 0.5
 """Seconds between two reports."""
+GRACE_S = 60.0
+"""Seconds that a process may take, after its engine hangs, to say so; then it is ended from outside Python."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,21 +49,32 @@ class Replica:
     model: ModelSpec
     engine: EngineSpec
     device: Device
+    task: Task
     sampling: SamplingSpec
     max_model_len: int
     share: int
     """Engines that share a machine's cores."""
+    folder: Folder
+    run: str
+    """Names the run of the job; see `Lease`."""
+    answer_names: list[str]
+    labels: list[str]
+    prefix: str
+    max_attempts: int
+    is_redrive: bool
 
 
 class Infer:
     """An engine and the event loop that it lives on. Ray Data calls it from several threads."""
 
-    def __init__(self, replica: Replica, monitor: Any) -> None:
+    def __init__(self, replica: Replica, sink: Sink, monitor: Any, claims: Any) -> None:
         """Starts the engine.
 
         Args:
             replica: what to start.
+            sink: where answers go.
             monitor: handle of the job's `Monitor`.
+            claims: handle of the job's `Claims`; null where equal requests are not shared.
 
         Raises:
             EngineDead: when the engine does not start.
@@ -62,12 +83,19 @@ class Infer:
 
         self._ray = ray
         self._monitor = monitor
-        self._replica = replica
+        self._replica, self._sink = replica, sink
         self._report = ReplicaReport(replica=uuid.uuid4().hex[:8])
-        self._is_stopping = False
+        self._claims = claims
+        self.is_stopping = False
         self._pumps: set[asyncio.Task[None]] = set()
-        if not ray.get(monitor.may_start.remote()):
+        self._runs: set[UnitRun] = set()
+        self._death = threading.Lock()
+        self._alive_at = time.monotonic()
+        self._progress = 0
+        wait_s: Any = ray.get(monitor.may_start.remote())
+        if wait_s is None:
             raise EngineDead("too many engines died")
+        time.sleep(wait_s)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="engine-loop", daemon=True).start()
         try:
@@ -81,106 +109,165 @@ class Infer:
         self._report.engine = self._engine.stats()
         asyncio.run_coroutine_threadsafe(self._keep_reporting(), self._loop)
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Answers the rows of a block.
+    def __call__(self, wrapped: pa.Table) -> pa.Table:
+        """Answers the rows of units and writes them: what was answered here need not go through another process.
 
         Returns:
-            The block with answers. Rows that had not ended when the job was stopped are missing.
+            A row for each unit; see `commit.COMMITTED`. Rows that had not ended when the job was stopped are not in it.
+
+        Raises:
+            LeaseLost: when another driver took over.
+            OSError: when the ledger or a part file cannot be written.
         """
-        bad = failed_rows(table).to_pylist()
-        todo = [index for index, is_bad in enumerate(bad) if not is_bad]
-        outcomes = self._outcomes(table, todo) if todo and not self._is_stopping else {}
-        kept = [index for index, is_bad in enumerate(bad) if is_bad or index in outcomes]
-        self._report.skipped += len(table) - len(todo)
-        return _with_outcomes(table, kept, outcomes)
+        return commit((self._answer(parcel) for parcel in unwrap(wrapped)), self._sink)
 
-    def _outcomes(self, table: pa.Table, todo: list[int]) -> dict[int, Outcome]:
-        tokens = table.column(c.TOKENS)
-        call = uuid.uuid4().hex[:8]
-
-        def requests() -> Iterator[Request]:
-            for index in todo:
-                token_ids = tokens[index].as_py()
-                yield Request(id=f"{call}-{index}", token_ids=token_ids, sampling=self._replica.sampling)
-
-        outcomes: dict[int, Outcome] = {}
-        self._report.first_request_at = self._report.first_request_at or now()
+    def _answer(self, parcel: Parcel) -> Parcel:
+        mark = read_mark(self._replica.folder, parcel.unit.id)
+        if mark is not None and mark.run == self._replica.run:
+            # Ray runs a task again when what came of it is lost with a node; this unit is written already
+            return replace(parcel, table=parcel.table.slice(0, 0), note={"is_committed": True})
+        answer = UnitAnswer(self._replica, parcel)
+        run = UnitRun(
+            self._replica.folder,
+            parcel.unit.id,
+            self._replica.run,
+            self._report.replica,
+            ClaimsDesk(self._claims, self._report.replica, parcel.unit.id) if self._claims is not None else None,
+            self._replica.max_attempts,
+        )
+        self._runs.add(run)
         try:
-            self._await(self._pump(requests(), outcomes))
+            found = run.answer(answer.requests, answer.former, self)
         except EngineDead as error:
-            self._die(error)
-        return outcomes
+            self.die(error)
+            raise
+        finally:
+            self._runs.discard(run)
+        run.log.close()
+        done = answer.parcel(found)
+        self._report.found += len(done.table) - len(found.ran())
+        self._report.bad += answer.bad_rows
+        self._ray.get(self._monitor.report.remote(self._report))  # the job may end before the next regular report
+        return done
 
-    async def _pump(self, requests: Iterator[Request], outcomes: dict[int, Outcome]) -> None:
+    def ask(
+        self,
+        requests: Iterator[Request],
+        is_alone: bool,
+        on_outcome: Callable[[Outcome], None],
+        on_tick: Callable[[], None],
+    ) -> None:
+        """Runs requests to their end; see `unit_run.Asking`."""
+        self._report.first_request_at = self._report.first_request_at or now()
+        self._await(self._pump(requests, is_alone, on_outcome, on_tick))
+
+    async def _pump(
+        self,
+        requests: Iterator[Request],
+        is_alone: bool,
+        on_outcome: Callable[[Outcome], None],
+        on_tick: Callable[[], None],
+    ) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._pumps.add(task)
-        stream = self._engine.generate(requests)
+        tick = _Tick(self._loop, on_tick)
+        stream = self._engine.generate(tick.each(requests), exclusive=is_alone)
         try:
             async for outcome in stream:
+                on_outcome(outcome)
+                tick.soon()
                 self._report.last_answer_at = now()
                 self._report.first_answer_at = self._report.first_answer_at or self._report.last_answer_at
-                outcomes[int(outcome.request_id.rsplit("-", 1)[1])] = outcome
         except asyncio.CancelledError:
-            if not self._is_stopping:
+            if not self.is_stopping:
                 raise
         finally:
             self._pumps.discard(task)
             await stream.aclose()  # type: ignore[attr-defined]
+            tick.now()
 
     async def _start(self) -> Engine:
         r = self._replica
-        return await start_engine(r.model, r.engine, r.device, r.max_model_len, r.share)
+        return await start_engine(r.model, r.engine, r.device, r.max_model_len, r.share, r.task)
 
     async def _keep_reporting(self) -> None:
         while True:
+            self._watch()
+            if self._claims is not None:
+                self._claims.alive.remote(self._report.replica)
             try:
                 stop = await asyncio.wrap_future(self._monitor.report.remote(self._report).future())
             except Exception:  # the job's monitor is gone, and with it the job
                 return
-            if stop and not self._is_stopping:
-                self._is_stopping = True
+            if stop and not self.is_stopping:
+                self.is_stopping = True
                 for task in tuple(self._pumps):
                     task.cancel()
             await asyncio.sleep(REPORT_S)
 
+    def _watch(self) -> None:
+        """Ends an engine that holds rows and answers none."""
+        stats, limit_s = self._engine.stats(), self._replica.engine.hang_timeout_s
+        progress = stats.completions + stats.rejections + stats.steps
+        if progress != self._progress or not stats.running:
+            self._progress, self._alive_at = progress, time.monotonic()
+            # where an engine keeps Python itself from running, only this ends the process
+            faulthandler.dump_traceback_later(limit_s + GRACE_S, exit=True)
+        elif time.monotonic() - self._alive_at > limit_s:
+            self.die(EngineDead(f"the engine hangs: {stats.running} rows, no answer for {limit_s:g} s"))
+
     def _await(self, coroutine: Any, timeout_s: float | None = None) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout_s)
 
-    def _die(self, error: EngineDead) -> None:
-        """Ends the process: Ray retries its blocks elsewhere. An exception would be retried on this same actor."""
-        traceback.print_exception(error)
-        sys.stderr.flush()
+    def die(self, error: EngineDead) -> None:
+        """Ends the process: Ray retries its units elsewhere. An exception would be retried on this same actor."""
+        with self._death:  # never released: the first thread that comes ends all
+            traceback.print_exception(error)
+            sys.stderr.flush()
+            try:
+                for run in tuple(self._runs):
+                    run.log.died(_cause(error))
+                if self._claims is not None:
+                    self._claims.release.remote(self._report.replica)
+                done = self._report.engine.completions
+                self._ray.get(self._monitor.died.remote(self._report.replica, _cause(error), done), timeout=10)
+            finally:
+                os._exit(1)
+
+
+class _Tick:
+    """Calls a function once for all that happens in a turn of an event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
+        self._loop, self._function = loop, function
+        self._is_due = False
+        self._error: BaseException | None = None
+
+    def each(self, requests: Iterator[Request]) -> Iterator[Request]:
+        for request in requests:
+            self.soon()
+            yield request
+
+    def soon(self) -> None:
+        if self._error is not None:
+            raise self._error
+        if not self._is_due:
+            self._is_due = True
+            self._loop.call_soon(self._call)
+
+    def now(self) -> None:
+        self._call()
+        if self._error is not None:
+            raise self._error
+
+    def _call(self) -> None:
+        self._is_due = False
         try:
-            self._ray.get(self._monitor.died.remote(self._report.replica, _cause(error)), timeout=10)
-        finally:
-            os._exit(1)
+            self._function()
+        except OSError as error:
+            self._error = error
 
 
 def _cause(error: BaseException) -> str:
     return " ".join(str(error).split())[:2000] or type(error).__name__
-
-
-def _with_outcomes(table: pa.Table, kept: list[int], outcomes: dict[int, Outcome]) -> pa.Table:
-    errors, messages = table.column(c.ERROR).to_pylist(), table.column(c.MESSAGE).to_pylist()
-    done: list[Completion | None] = []
-    for index in kept:
-        outcome = outcomes.get(index)
-        if isinstance(outcome, Rejection):
-            errors[index], messages[index] = outcome.error, outcome.message
-        done.append(outcome if isinstance(outcome, Completion) else None)
-    table = c.with_column(table, c.ERROR, errors)
-    table = c.with_column(table, c.MESSAGE, messages)
-    if len(kept) < len(table):
-        table = table.take(pa.array(kept, pa.int64()))
-    table = table.drop_columns([c.TOKENS])
-    values = {
-        c.OUTPUT: [d.text if d else None for d in done],
-        c.FINISH_REASON: [d.finish_reason if d else None for d in done],
-        c.PROMPT_TOKENS: [d.prompt_tokens if d else None for d in done],
-        c.COMPLETION_TOKENS: [d.completion_tokens if d else None for d in done],
-        c.ATTEMPTS: [1 if index in outcomes else 0 for index in kept],
-    }
-    for name, column in values.items():
-        table = c.with_column(table, name, column)
-    return table

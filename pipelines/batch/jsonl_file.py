@@ -8,6 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
+_BOM = b"\xef\xbb\xbf"
+
 
 def lines_of(stream: pa.NativeFile) -> Iterator[bytes]:
     r"""Yields lines with their line ends.
@@ -31,7 +33,7 @@ def parse_line(line: bytes) -> dict[str, Any]:
         ValueError: when it is no JSON object; the message says what it is.
     """
     try:
-        row = json.loads(line.decode("utf-8-sig"))  # bytes would let half a surrogate pair through
+        row = json.loads(line.removeprefix(_BOM).decode())  # bytes would let half a surrogate pair through
         if b"\\ud" in line.lower():
             json.dumps(row, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:

@@ -7,6 +7,11 @@ from dataclasses import dataclass, field
 
 from serve.engine.protocol import EngineStats
 
+SILENT_S = 3.0
+"""A replica that has not reported for so long, when another starts, is gone."""
+MAX_WAIT_S = 60.0
+"""The longest wait before an engine is started in the place of a dead one."""
+
 
 @dataclass(kw_only=True, slots=True)
 class ReplicaReport:
@@ -14,18 +19,21 @@ class ReplicaReport:
 
     replica: str
     engine: EngineStats = field(default_factory=EngineStats)
-    skipped: int = 0
-    """Rows that were bad before they reached the engine."""
+    found: int = 0
+    """Rows that did not reach the engine: bad ones, and those whose answers were there."""
+    bad: int = 0
+    """The bad ones of them."""
     first_request_at: float | None = None
     """Seconds since the epoch, as are the others."""
     first_answer_at: float | None = None
     last_answer_at: float | None = None
     ready_at: float | None = None
+    heard_at: float = 0.0
 
     @property
     def rows(self) -> int:
         """Rows that it is done with."""
-        return self.engine.completions + self.engine.rejections + self.skipped
+        return self.engine.completions + self.engine.rejections + self.found
 
 
 @dataclass(kw_only=True, slots=True)
@@ -34,7 +42,13 @@ class JobState:
 
     replicas: dict[str, ReplicaReport] = field(default_factory=dict)
     deaths: list[str] = field(default_factory=list)
-    """Why each dead engine died."""
+    """Why each dead engine died, of those that could say."""
+    restarts: int = 0
+    """Engines that were started in the place of dead ones."""
+    fruitless: int = 0
+    """The last of them between which no row was answered."""
+    is_given_up: bool = False
+    """Whether too many died."""
     start_failure: str | None = None
     """Why an engine did not start."""
     is_stopping: bool = False
@@ -52,7 +66,7 @@ class JobState:
     @property
     def failed(self) -> int:
         """Of them, those with no answer."""
-        return sum(report.engine.rejections + report.skipped for report in self.replicas.values())
+        return sum(report.engine.rejections + report.bad for report in self.replicas.values())
 
     @property
     def prompt_tokens(self) -> int:
@@ -80,24 +94,49 @@ class JobState:
 class Monitor:
     """A plain class; `ray.remote` makes it an actor."""
 
-    def __init__(self, max_restarts: int) -> None:
-        """``max_restarts`` is the number of dead engines that are replaced."""
+    def __init__(self, num_replicas: int, max_restarts: int) -> None:
+        """Args: engines of the job, and how many may die one after another without a row answered in between."""
         self._state = JobState()
+        self._num_replicas = num_replicas
         self._max_restarts = max_restarts
+        self._starts = 0
+        self._answered = 0
+        self._lost = 0
 
     def report(self, report: ReplicaReport) -> bool:
         """Takes a replica's counts; returns whether it should stop."""
+        report.heard_at = now()
         self._state.replicas[report.replica] = report
         return self._state.is_stopping
 
-    def may_start(self) -> bool:
-        """Whether one more engine may start: not when more have died than are replaced."""
-        return len(self._state.deaths) <= self._max_restarts
+    def may_start(self) -> float | None:
+        """Hears of an engine that is about to start.
 
-    def died(self, replica: str, cause: str) -> None:
-        """Notes a dead engine. What it had not handed on is computed again, so its counts go."""
+        Returns:
+            Seconds to wait before, more with each death that followed on another; null where too many did.
+        """
+        self._starts += 1
+        if self._starts <= self._num_replicas:
+            return 0.0
+        for name, report in list(self._state.replicas.items()):
+            if now() - report.heard_at > SILENT_S:  # it ended without a word
+                self._lost += report.engine.completions
+                del self._state.replicas[name]
+        answered = self._lost + sum(report.engine.completions for report in self._state.replicas.values())
+        state = self._state
+        state.fruitless = state.fruitless + 1 if answered <= self._answered else 1
+        self._answered = max(answered, self._answered)
+        state.restarts = self._starts - self._num_replicas
+        if state.fruitless > self._max_restarts:
+            state.is_given_up = True
+            return None
+        return min(2.0 ** (state.fruitless - 2), MAX_WAIT_S) if state.fruitless > 1 else 0.0
+
+    def died(self, replica: str, cause: str, completions: int) -> None:
+        """Notes a dead engine. What it had not handed on is done again, so its counts go."""
         self._state.deaths.append(cause)
         self._state.replicas.pop(replica, None)
+        self._lost += completions
 
     def failed_to_start(self, cause: str) -> None:
         """Notes an engine that did not start."""

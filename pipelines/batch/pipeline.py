@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,12 +14,13 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from conf.schema.engine import Device
-from pipelines.batch.commit import Sink, commit
-from pipelines.batch.identify import identify
+from pipelines.batch.commit import Sink
+from pipelines.batch.identify import Identity, identify
 from pipelines.batch.infer import Infer, Replica
 from pipelines.batch.plan import Plan
 from pipelines.batch.read import read_split
-from pipelines.batch.source import Split
+from pipelines.batch.resume import Reading, Work
+from pipelines.batch.unit import Parcel, cut_units, over_units, wrap
 from serve.engine.placement import ReplicaActors
 
 READER_CPUS = 0.5
@@ -29,13 +31,19 @@ has imported the tokenizer's libraries already (3 s saved on two cores). Beside 
 engine in processes of its own, so it asks for something else.
 """
 
+MAX_READERS, MAX_LOCAL_READERS = 8, 2
+"""Tasks that read and tokenize at a time, on a cluster and on this machine."""
+MAX_UNITS = 32
+"""Units that a replica works on at a time, each in a thread."""
 
-class SplitSource(Datasource):
-    """Reads splits, each in a task."""
 
-    def __init__(self, plan: Plan, monitor: Any) -> None:
-        """Args are the plan and the job's monitor, which says when to read no more."""
+class UnitSource(Datasource):
+    """Reads splits, each in a task, and yields their units, a row each."""
+
+    def __init__(self, plan: Plan, work: Work, monitor: Any) -> None:
+        """Args are the plan, what is to be done, and the job's monitor, which says when to read no more."""
         self._plan = plan
+        self._work = work
         self._monitor = monitor
 
     def estimate_inmemory_data_size(self) -> int | None:
@@ -46,83 +54,108 @@ class SplitSource(Datasource):
         """Returns a task for each split, whatever the parallelism."""
         source, id_column = self._plan.source, self._plan.job.data.id
         tasks = []
-        for split in source.splits:
-            metadata = BlockMetadata(num_rows=split.rows, size_bytes=None, input_files=None, exec_stats=None)
-            read = partial(_read, split, source.schema, source.json_columns, id_column, self._monitor)
+        for reading in self._work.readings:
+            metadata = BlockMetadata(num_rows=len(reading.wanted), size_bytes=None, input_files=None, exec_stats=None)
+            read = partial(
+                _read, reading, source.schema, source.json_columns, id_column, self._work.unit_rows, self._monitor
+            )
             tasks.append(ReadTask(read, metadata))
         return tasks
 
 
 def _read(
-    split: Split, schema: pa.Schema, json_columns: frozenset[str], id_column: str | None, monitor: Any
+    reading: Reading,
+    schema: pa.Schema,
+    json_columns: frozenset[str],
+    id_column: str | None,
+    unit_rows: int,
+    monitor: Any,
 ) -> Iterable[pa.Table]:
-    return _until_stopped(read_split(split, schema, json_columns, id_column), monitor)
+    tables = read_split(reading.split, schema, json_columns, id_column)
+    for unit, table in cut_units(reading.units, tables, unit_rows):
+        if unit.id in reading.wanted:
+            if ray.get(monitor.stopping.remote()):
+                yield wrap([])
+                return
+            yield wrap([Parcel(unit=unit, table=table, note={})])
 
 
-def _until_stopped(tables: Iterator[pa.Table], monitor: Any) -> Iterator[pa.Table]:
-    for table in tables:
-        stopping = ray.get(monitor.stopping.remote())
-        yield table.slice(0, 0) if stopping else table
-
-
-def build_pipeline(plan: Plan, monitor: Any, actors: ReplicaActors, readers: int) -> Dataset:
+def build_pipeline(plan: Plan, work: Work, run: str, monitor: Any, claims: Any, actors: ReplicaActors) -> Dataset:
     """Builds the pipeline; nothing runs before it is iterated.
 
     Args:
-        plan: what to run.
+        plan: the job.
+        work: what of it is to be done.
+        run: names this run; see `Lease`.
         monitor: handle of the job's `Monitor`.
+        claims: handle of the job's `Claims`, or null.
         actors: the replicas' Ray options.
-        readers: tasks that read and tokenize at a time.
 
     Returns:
-        A dataset of one row of counts for each unit written; see `commit.unit_counts`.
+        A dataset of one row for each unit written; see `commit.COMMITTED`.
     """
-    engine = plan.job.engine
+    job, engine = plan.job, plan.job.engine
     replica = Replica(
-        model=plan.job.model,
+        model=job.model,
         engine=engine,
         device=plan.device,
-        sampling=plan.job.sampling,
+        task=job.task,
+        sampling=job.sampling,
         max_model_len=plan.identity.max_model_len,
         share=engine.num_replicas,
+        folder=plan.output,
+        run=run,
+        answer_names=plan.answer_names,
+        labels=plan.labels,
+        prefix=job.output.prefix,
+        max_attempts=job.batch.max_attempts,
+        is_redrive=work.is_redrive,
     )
     sink = Sink(
-        output=plan.output,
-        format=plan.job.output.format,
-        prefix=plan.job.output.prefix,
-        answer_column=plan.job.data.answer,
+        folder=plan.output,
+        run=run,
+        format=plan.format,
+        prefix=job.output.prefix,
+        answer_column=job.data.answer,
+        model=job.model.name,
+        task=job.task,
     )
+    in_flight = units_in_flight(engine.in_flight_rows, work.unit_rows)
     pool = ActorPoolStrategy(
         size=engine.num_replicas,
-        max_tasks_in_flight_per_actor=plan.blocks_in_flight + 1,
-        max_concurrent_calls_per_actor=plan.blocks_in_flight,
+        max_tasks_in_flight_per_actor=in_flight + 1,
+        max_concurrent_calls_per_actor=in_flight,
         enable_true_multi_threading=True,
     )
-    rows = ray.data.read_datasource(
-        SplitSource(plan, monitor), override_num_blocks=len(plan.source.splits), concurrency=readers
-    ).map_batches(
-        partial(identify, identity=plan.identity),
-        batch_size=None,
+    readers = max(1, min(len(work.readings), MAX_READERS if job.cluster.address else MAX_LOCAL_READERS))
+    units = ray.data.read_datasource(
+        UnitSource(plan, work, monitor), override_num_blocks=len(work.readings), concurrency=readers
+    )
+    if any(len(reading.wanted) > 1 for reading in work.readings):
+        units = units.repartition(target_num_rows_per_block=1)
+    identified = units.map_batches(
+        partial(_identify, identity=plan.identity),
+        batch_size=1,
         batch_format="pyarrow",
         compute=TaskPoolStrategy(size=readers),
         num_cpus=None if plan.device is Device.cpu else READER_CPUS,
     )
-    if max(split.rows for split in plan.source.splits) > 2 * plan.block_rows:
-        rows = rows.repartition(target_num_rows_per_block=plan.block_rows)
-    answers = rows.map_batches(
+    return identified.map_batches(
         Infer,
-        fn_constructor_kwargs={"replica": replica, "monitor": monitor},
-        # Ray Data demands a size beside a GPU; else whatever block comes is a batch
-        batch_size=plan.block_rows if actors.num_gpus else None,
+        fn_constructor_kwargs={"replica": replica, "sink": sink, "monitor": monitor, "claims": claims},
+        batch_size=1,
         batch_format="pyarrow",
         compute=pool,
         ray_remote_args_fn=actors if engine.world_size > 1 else None,
         num_cpus=actors.num_cpus,
         num_gpus=actors.num_gpus,
     )
-    return answers.map_batches(
-        partial(commit, sink=sink),
-        batch_size=plan.job.output.rows_per_file,
-        batch_format="pyarrow",
-        num_cpus=0.5,
-    )
+
+
+def units_in_flight(rows_in_flight: int, unit_rows: int) -> int:
+    """Returns the units that a replica works on: enough to keep its slots filled while the last rows of some end."""
+    return min(-(-rows_in_flight // unit_rows) + 1, MAX_UNITS)
+
+
+def _identify(wrapped: pa.Table, identity: Identity) -> pa.Table:
+    return over_units(wrapped, lambda parcel: replace(parcel, table=identify(parcel.table, identity)))

@@ -1,32 +1,41 @@
-"""Everything that is decided, and every mistake that is found, before Ray and an engine start."""
+"""Everything that is decided, and every mistake that is found, before Ray and an engine start. Writes nothing."""
 
 from __future__ import annotations
 
-import re
+import hashlib
+import json
 import time
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-
-from pyarrow import fs as pafs
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from cluster.connect import local_devices
-from conf.errors import UserError
+from conf.errors import UserError, nearest
 from conf.schema.batch import BatchJob
+from conf.schema.data import DataFormat
 from conf.schema.engine import Device, EngineKind
+from conf.schema.output import OutputFormat
+from conf.schema.task import Task
 from pipelines.batch import columns as c
+from pipelines.batch.answers import answer_names
 from pipelines.batch.identify import Identity, fingerprint_model
-from pipelines.batch.source import Source, open_source, pack
-from pipelines.batch.template import MessageBuilder
-from pipelines.storage import Location, locate
+from pipelines.batch.json_schema import read_json_schema
+from pipelines.batch.prompter import check_urls
+from pipelines.batch.source import Source, open_source
+from pipelines.batch.template import MessageBuilder, prompt_source
+from pipelines.ledger.folder import Folder
+from pipelines.storage import locate
+from serve.engine.adapters import check_adapters
 from serve.engine.arguments import check_engine_arguments
+from serve.engine.capability import check_task, is_cross_encoder, labels, overridden
 from serve.engine.placement import Placement, place
 from serve.engine.prompt import check_partition, context_tokens, read_model_config
 
-_OURS = re.compile(r"(failed/)?part-[0-9a-f]{12}\.(parquet|jsonl)|_manta/job\.json|_manta/logs/.*")
-"""What a job writes below its output folder."""
-MIN_BLOCK_ROWS, MAX_BLOCK_ROWS = 32, 1024
-BLOCKS_PER_REPLICA = 16
-"""Blocks that each replica should get: enough to balance them, few enough that a block's cost is small."""
+_DECIDE = (
+    *("quantization", "kv_cache_dtype", "hf_overrides", "load_format", "tokenizer_mode", "revision", "seed"),
+    *("rope_scaling", "convert", "override_generation_config", "pooler_config", "override_pooler_config"),
+)
+"""vLLM's engine arguments that change the answers; others, such as memory limits, may change between runs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,20 +44,26 @@ class Plan:
 
     job: BatchJob
     source: Source
-    output: Location
+    """What is read: the first `data.limit` rows of the input."""
+    whole: Source
+    """All of the input."""
+    output: Folder
+    format: OutputFormat
+    """Decided: not ``auto``."""
     identity: Identity
+    answer_names: list[str]
+    labels: list[str]
+    """Of task classify, the classes' names."""
+    decides: dict[str, Any]
+    """What decides the answers; see `JobSpec`."""
     placement: Placement
     device: Device
-    block_rows: int
-    """Rows that travel together."""
-    blocks_in_flight: int
-    """Blocks that a replica works on at a time."""
     seconds: float
     """What looking took."""
 
 
 def make_plan(job: BatchJob, now: float | None = None) -> Plan:
-    """Checks a job and decides how it runs. Touches files, but neither Ray nor an engine.
+    """Checks a job and decides how it runs. Reads files, but touches neither the output, Ray nor an engine.
 
     Args:
         job: the composed job.
@@ -58,56 +73,103 @@ def make_plan(job: BatchJob, now: float | None = None) -> Plan:
         UserError: for the first mistake found.
     """
     began = time.monotonic()
-    job.data.check()
+    job.data.check(job.task)
     check_engine_arguments(job.engine.vllm)
     config = read_model_config(job.model)
+    if job.engine.kind is EngineKind.vllm:
+        config = dict(overridden(config, job.engine.vllm))
+        check_task(config, job.task, job.model.path)
+        check_adapters(job.model)
+        most = int(job.engine.vllm.get("max_logprobs") or 20)
+        if (job.sampling.logprobs or 0) > most:
+            raise UserError(
+                f"sampling.logprobs must be <= engine.vllm.max_logprobs={most}, got {job.sampling.logprobs}"
+            )
+    job = replace(job, sampling=read_json_schema(job.sampling))
     max_model_len = context_tokens(config, job.engine.max_model_len)
     check_partition(config, job.engine.tensor_parallel_size, job.engine.pipeline_parallel_size)
     source = open_source(job.data)
     columns = source.schema.names
-    _check_columns(job, columns)
-    MessageBuilder(job.data, columns)  # finds the templates' mistakes; readers build their own
-    source = source.first(job.data.limit)
-    device = _device(job)
+    names = answer_names(job.task, job.sampling.n, job.sampling.logprobs is not None)
+    if job.data.format is DataFormat.openai_batch:
+        names = answer_names(job.task, n=2, has_logprobs=True)  # each line says what it wants
+        check_urls(source, job.task)
+    else:
+        _check_columns(job, columns, names)
+        MessageBuilder(job.data, columns)  # finds the templates' mistakes; readers build their own
     fingerprint = fingerprint_model(job.model)
-    placement = place(job.engine, device)
-    output = _prepare_output(job, source, now or time.time())  # last: it may delete
-    in_flight = job.engine.in_flight_rows
-    block_rows = source.rows // (job.engine.num_replicas * BLOCKS_PER_REPLICA)
-    block_rows = min(max(block_rows, MIN_BLOCK_ROWS), MAX_BLOCK_ROWS)
+    kind = _output_format(job)
+    device = _device(job)
+    path = job.output.path or f"out/{job.model.name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}"
+    suffix = "parquet" if kind is OutputFormat.parquet else "jsonl"
     return Plan(
         job=job,
-        source=pack(source, block_rows),
-        output=output,
+        source=source.first(job.data.limit),
+        whole=source,
+        output=Folder(root=locate(path, "output.path"), suffix=suffix),
+        format=kind,
         identity=Identity(
             model=job.model,
-            model_fingerprint=fingerprint,
+            model_fingerprint=_engine_fingerprint(job, fingerprint),
+            task=job.task,
             data=job.data,
             sampling=job.sampling,
+            dedupe=job.batch.dedupe,
             columns=columns,
             max_model_len=max_model_len,
+            is_joint=is_cross_encoder(config),
         ),
-        placement=placement,
+        answer_names=names,
+        labels=labels(config) if job.task is Task.classify else [],
+        decides=_decides(job, fingerprint, kind),
+        placement=place(job.engine, device),
         device=device,
-        block_rows=block_rows,
-        blocks_in_flight=min(-(-in_flight // block_rows) + 1, 32),
         seconds=time.monotonic() - began,
     )
 
 
-def _check_columns(job: BatchJob, columns: list[str]) -> None:
-    from conf.errors import nearest
-
+def _check_columns(job: BatchJob, columns: list[str], answers: list[str]) -> None:
     for key in ("id", "answer"):
         name = getattr(job.data, key)
         if name is not None and name not in columns:
             hint = f"{nearest(name, columns)} (there are {', '.join(columns)})"
             raise UserError(f"data.{key} names the column '{name}', which the table lacks{hint}")
     for name in columns:
-        if name in c.TYPES:
-            raise UserError(f"data.input has a column '{name}': names that begin with __manta_ are Manta's own")
-        if name in {job.output.prefix + ours for ours in c.ANSWER.values()}:
+        if name.startswith(c.MARK):
+            raise UserError(f"data.input has a column '{name}': names that begin with {c.MARK} are Manta's own")
+        if name in {job.output.prefix + ours for ours in (*answers, *c.NAMED.values())}:
             raise UserError(f"data.input has a column '{name}' already; set output.prefix, say output.prefix=manta_")
+
+
+def _output_format(job: BatchJob) -> OutputFormat:
+    is_openai = job.data.format is DataFormat.openai_batch
+    if job.output.format is OutputFormat.openai_batch and not is_openai:
+        raise UserError("output.format=openai_batch goes with data.format=openai_batch: it answers such requests")
+    if job.output.format is OutputFormat.auto:
+        return OutputFormat.openai_batch if is_openai else OutputFormat.parquet
+    return job.output.format
+
+
+def _decides(job: BatchJob, fingerprint: str, kind: OutputFormat) -> dict[str, Any]:
+    decides: dict[str, Any] = {"task": job.task.value, "model (fingerprint)": fingerprint}
+    decides["engine.kind"] = job.engine.kind.value
+    if job.data.messages is None and job.data.format is not DataFormat.openai_batch:
+        decides["data.prompt"] = prompt_source(job.data)
+    for name in ("system", "messages", "document", "adapter", "apply_chat_template", "id"):
+        decides[f"data.{name}"] = getattr(job.data, name)
+    if job.task is Task.generate:
+        decides |= {f"sampling.{name}": value for name, value in asdict(job.sampling).items()}
+    decides |= {f"engine.vllm.{name}": value for name, value in job.engine.vllm.items() if name in _DECIDE}
+    return decides | {"output.format": kind.value, "output.prefix": job.output.prefix}
+
+
+def _engine_fingerprint(job: BatchJob, model: str) -> str:
+    """A model's fingerprint, and what of the engine changes its answers: equal keys must mean equal answers."""
+    engine = {name: value for name, value in job.engine.vllm.items() if name in _DECIDE}
+    if not engine and job.engine.kind is EngineKind.vllm:
+        return model
+    text = json.dumps([model, job.engine.kind.value, engine], sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _device(job: BatchJob) -> Device:
@@ -119,45 +181,6 @@ def _device(job: BatchJob) -> Device:
             raise UserError("engine.device=cuda, but this machine shows no NVIDIA GPU (see manta doctor)")
         return job.engine.device
     return Device.cuda if gpus else Device.cpu
-
-
-def _prepare_output(job: BatchJob, source: Source, now: float) -> Location:
-    """Makes the output folder and checks that it can be written and holds no former job."""
-    path = job.output.path or f"out/{job.model.name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}"
-    output = locate(path, "output.path")
-    try:
-        info = output.filesystem.get_file_info(output.path)
-        if info.type == pafs.FileType.File:
-            raise UserError(f"output.path={path}: it is a file; a folder is wanted")
-        former = _written(output) if info.type == pafs.FileType.Directory else []
-        if former and not job.output.overwrite:
-            what = PurePosixPath(former[0]).name
-            raise UserError(
-                f"output.path={path}: it holds a former job's {what}; choose another, or output.overwrite=true"
-            )
-        read = {split.location.path for split in source.splits}
-        if own := read.intersection(former):
-            raise UserError(
-                f"output.overwrite=true would delete the input {sorted(own)[0]}; choose another output.path"
-            )
-        output.join("_manta", "probe").write_bytes(b"")
-        output.filesystem.delete_file(output.join("_manta", "probe").path)
-        for file in former:
-            output.filesystem.delete_file(file)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"output.path={path}: cannot be written: {' '.join(str(error).split())[:300]}") from error
-    return output
-
-
-def _written(output: Location) -> list[str]:
-    """Returns the paths that a former job wrote; what others put beside them is not ours."""
-    listed = output.filesystem.get_file_info(pafs.FileSelector(output.path, recursive=True))
-    paths = {
-        entry.path: PurePosixPath(entry.path).relative_to(output.path).as_posix() for entry in listed if entry.is_file
-    }
-    return sorted(path for path, name in paths.items() if _OURS.fullmatch(name))
 
 
 def on_device(plan: Plan, device: Device) -> Plan:
@@ -176,5 +199,12 @@ def absolute(job: BatchJob) -> BatchJob:
         path=path(job.model.path) or "",
         tokenizer=path(job.model.tokenizer),
         chat_template=path(job.model.chat_template),
+        adapters={name: path(folder) or "" for name, folder in job.model.adapters.items()},
     )
-    return replace(job, model=model, data=replace(job.data, prompt_file=path(job.data.prompt_file)))
+    inputs = [uri if "://" in str(uri) else path(str(uri)) for uri in job.data.inputs]
+    data = replace(
+        job.data,
+        input=inputs if isinstance(job.data.input, (list, tuple)) else inputs[0],
+        prompt_file=path(job.data.prompt_file),
+    )
+    return replace(job, model=model, data=data)

@@ -45,7 +45,7 @@ class Readings:
         """Takes the job's state at a time."""
         self.rows = min(state.rows, self.total_rows)
         self.failed, self.ready, self.replicas = state.failed, state.ready, len(state.replicas)
-        self.deaths = len(state.deaths)
+        self.deaths = state.restarts
         if state.rows:
             self._rates["rows"].add(at_s, state.rows)
             self._rates["prompt"].add(at_s, state.prompt_tokens)

@@ -34,6 +34,7 @@ def read_split(
     readers = {
         DataFormat.parquet: _read_parquet,
         DataFormat.jsonl: _read_jsonl,
+        DataFormat.openai_batch: _read_jsonl,
         DataFormat.csv: _read_csv,
     }
     left = split.rows
@@ -130,9 +131,12 @@ def _split_lines(split: Split) -> Iterator[bytes]:
 def _parse(records: list[tuple[int, bytes]], split: Split, schema: pa.Schema, json_columns: frozenset[str]) -> pa.Table:
     rows: list[dict[str, Any] | None] = []
     errors: dict[int, tuple[str, str]] = {}
+    is_openai = split.format is DataFormat.openai_batch
     for index, (number, line) in enumerate(records):
         try:
-            rows.append(parse_line(line))
+            row = parse_line(line)
+            # beside its four fields a request may carry what is nobody's business
+            rows.append({name: row.get(name) for name in schema.names} if is_openai else row)
         except ValueError as error:
             rows.append(None)
             errors[index] = ("malformed_line", f"{split.name}:{number}: {error}")

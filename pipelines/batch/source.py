@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -15,6 +14,7 @@ from conf.schema.data import DataFormat, DataSpec
 from pipelines.batch.csv_file import csv_chunks, csv_names
 from pipelines.batch.jsonl_file import lines_of, parse_line
 from pipelines.batch.schema import ColumnTypes
+from pipelines.batch.unit import Unit
 from pipelines.storage import InputFile, Location, list_files
 
 SUFFIXES: dict[DataFormat, tuple[str, ...]] = {
@@ -22,9 +22,13 @@ SUFFIXES: dict[DataFormat, tuple[str, ...]] = {
     DataFormat.jsonl: (".jsonl", ".ndjson", ".json"),
     DataFormat.csv: (".csv", ".tsv"),
 }
+OPENAI_SCHEMA = pa.schema([(name, pa.string()) for name in ("custom_id", "method", "url", "body")])
+"""Columns of an OpenAI Batch file; the body is kept as JSON text."""
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 TYPED_BYTES = 256 << 20
 """Text read to decide the columns' types; lines after that are counted only."""
+SPLIT_BYTES = 32 << 20
+"""Text that a split may hold, as far as its lines allow: a unit of long rows must fit into memory many times."""
 MARK_LINES = 64
 """Lines between two places where a split may begin."""
 
@@ -47,6 +51,18 @@ class Split:
     """Number of the first record, from 1; of JSONL the line's."""
     rows: int
     """Records in it, malformed ones included, blank lines not."""
+    fingerprint: str = ""
+    """Of its content; of what is not read to be counted, of the file's size and time of writing."""
+
+    def units(self, unit_rows: int, schema: pa.Schema) -> list[Unit]:
+        """Cuts it into units: the same records make the same units, whatever reads them."""
+        units = []
+        for start in range(0, self.rows, unit_rows):
+            rows = min(unit_rows, self.rows - start)
+            name = hashlib.blake2b(f"{self.file_id}:{self.first}:{start}".encode(), digest_size=6)
+            content = hashlib.blake2b(f"{self.fingerprint}:{rows}:{schema}".encode(), digest_size=8)
+            units.append(Unit(id=name.hexdigest(), fingerprint=content.hexdigest(), rows=rows))
+        return units
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,19 +103,20 @@ def open_source(spec: DataSpec) -> Source:
     found: list[tuple[Location, InputFile, DataFormat]] = []
     seen: set[tuple[str, str]] = set()
     for uri in spec.inputs:
-        wanted = SUFFIXES[spec.format] if spec.format is not DataFormat.auto else sum(SUFFIXES.values(), ())
+        wanted = _suffixes(spec.format)
         place, files = list_files(uri, _with_compressions(wanted))
         for file in files:
             if (place.filesystem.type_name, file.path) not in seen:  # two inputs may name one file
                 seen.add((place.filesystem.type_name, file.path))
                 found.append((replace(place, path=file.path), file, _format(spec, file)))
-    names = Counter(file.name for _, file, _ in found)
+    names: set[str] = set()
     splits: list[Split] = []
     schemas: list[pa.Schema] = []
     types = ColumnTypes()
     for place, file, kind in found:
-        # two inputs may hold files of one name; only then the whole path tells them apart
-        name = file.name if names[file.name] == 1 else file.path
+        # two inputs may hold files of one name; of the second the whole path tells them apart
+        name = file.name if file.name not in names else file.path
+        names.add(name)
         whole = Split(
             location=place,
             name=name,
@@ -109,6 +126,7 @@ def open_source(spec: DataSpec) -> Source:
             end=0,
             first=1,
             rows=0,
+            fingerprint=f"{file.size_bytes}:{file.modified_ns}",
         )
         try:
             splits.extend(_split(whole, schemas, types))
@@ -118,16 +136,21 @@ def open_source(spec: DataSpec) -> Source:
             raise UserError(f"data.input={file.path}: cannot be read: {' '.join(str(error).split())[:400]}") from error
     if not any(split.rows for split in splits):
         raise UserError(f"data.input={spec.input}: it holds no rows")
+    splits = [split for split in splits if split.rows]
+    if spec.format is DataFormat.openai_batch:
+        return Source(splits=splits, schema=OPENAI_SCHEMA, json_columns=frozenset({"body"}))
     try:
         schema = pa.unify_schemas([*schemas, types.schema()], promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise UserError(f"data.input={spec.input}: the files' columns do not fit together: {error}") from error
-    splits = [split for split in splits if split.rows]
     return Source(splits=splits, schema=schema, json_columns=frozenset(types.json_columns()))
 
 
 def pack(source: Source, rows_per_split: int) -> Source:
-    """Joins neighbouring splits of a file until each holds about ``rows_per_split`` records."""
+    """Joins neighbouring splits of a file until each holds about ``rows_per_split`` records.
+
+    Whatever is added to the end of a file, the splits before the last one stay the same.
+    """
     packed: list[Split] = []
     for split in source.splits:
         last = packed[-1] if packed else None
@@ -136,12 +159,27 @@ def pack(source: Source, rows_per_split: int) -> Source:
             and last.location.path == split.location.path
             and last.end == split.start
             and last.end
-            and last.rows + split.rows <= rows_per_split
+            and _fits(last, split, rows_per_split)
+            and (last.format not in (DataFormat.jsonl, DataFormat.openai_batch) or last.end - last.start < SPLIT_BYTES)
         ):
-            packed[-1] = replace(last, end=split.end, rows=last.rows + split.rows)
+            both = hashlib.blake2b(f"{last.fingerprint}{split.fingerprint}".encode(), digest_size=8).hexdigest()
+            packed[-1] = replace(last, end=split.end, rows=last.rows + split.rows, fingerprint=both)
         else:
             packed.append(split)
     return replace(source, splits=packed)
+
+
+def _fits(last: Split, split: Split, rows: int) -> bool:
+    if last.format not in (DataFormat.jsonl, DataFormat.openai_batch):
+        return last.rows + split.rows <= rows
+    # by lines from mark to mark: the rows of a mark at the end of a file may grow
+    return split.first + MARK_LINES - last.first <= max(rows // MARK_LINES, 1) * MARK_LINES
+
+
+def _suffixes(kind: DataFormat) -> tuple[str, ...]:
+    if kind is DataFormat.openai_batch:
+        return SUFFIXES[DataFormat.jsonl]
+    return SUFFIXES[kind] if kind is not DataFormat.auto else sum(SUFFIXES.values(), ())
 
 
 def _with_compressions(suffixes: tuple[str, ...]) -> tuple[str, ...]:
@@ -168,7 +206,7 @@ def compression(path: str) -> str | None:
 def _split(whole: Split, schemas: list[pa.Schema], types: ColumnTypes) -> Iterator[Split]:
     if whole.format is DataFormat.parquet:
         yield from _split_parquet(whole, schemas)
-    elif whole.format is DataFormat.jsonl:
+    elif whole.format in (DataFormat.jsonl, DataFormat.openai_batch):
         yield from _split_jsonl(whole, types)
     else:
         yield from _split_csv(whole, schemas)
@@ -189,6 +227,7 @@ def _split_jsonl(whole: Split, types: ColumnTypes) -> Iterator[Split]:
     packed = compression(whole.location.path)
     offset = begin = number = rows = 0
     first = 1
+    content = hashlib.blake2b(digest_size=8)
     with whole.location.filesystem.open_input_stream(whole.location.path, compression=packed) as stream:
         for line in lines_of(stream):
             number += 1
@@ -197,10 +236,12 @@ def _split_jsonl(whole: Split, types: ColumnTypes) -> Iterator[Split]:
                 if offset < TYPED_BYTES:
                     _see_line(line, types)
             offset += len(line)
+            content.update(line)
             if number - first + 1 >= MARK_LINES and packed is None:
-                yield replace(whole, start=begin, end=offset, first=first, rows=rows)
-                begin, first, rows = offset, number + 1, 0
-    yield replace(whole, start=begin, end=0 if packed else offset, first=first, rows=rows)
+                yield replace(whole, start=begin, end=offset, first=first, rows=rows, fingerprint=content.hexdigest())
+                begin, first, rows, content = offset, number + 1, 0, hashlib.blake2b(digest_size=8)
+    end = 0 if packed else offset
+    yield replace(whole, start=begin, end=end, first=first, rows=rows, fingerprint=content.hexdigest())
 
 
 def _see_line(line: bytes, types: ColumnTypes) -> None:

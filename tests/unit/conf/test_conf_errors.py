@@ -190,7 +190,7 @@ def test_a_value_on_the_edge_of_a_rule_is_taken(word: str):
 def test_missing_input_says_what_it_is_and_where_to_get_it():
     message = refusal("model=demo")
     assert "data.input must be set" in message
-    assert "data=NAME, of table, tickets" in message
+    assert "data=NAME, of openai_batch, table, tickets" in message
 
 
 def test_missing_model_says_what_it_is_and_where_to_get_it():

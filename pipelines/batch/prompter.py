@@ -1,0 +1,145 @@
+"""From a row to what the model is asked: a table's row through templates, or a line of an OpenAI Batch file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from conf.errors import UserError
+from conf.schema.data import DataFormat, DataSpec
+from conf.schema.model import ModelSpec
+from conf.schema.sampling import SamplingSpec
+from conf.schema.task import Task
+from pipelines.batch.openai_request import TASKS, parse_request
+from pipelines.batch.read import read_split
+from pipelines.batch.source import Source
+from pipelines.batch.template import MessageBuilder
+from serve.engine.errors import RequestRejected
+from serve.engine.prompt import PromptRenderer, load_renderer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """A request, not yet tokenized."""
+
+    text: str | None
+    """Null where the user gave token ids."""
+    renderer: PromptRenderer
+    """What tokenizes it."""
+    sampling: SamplingSpec
+    token_ids: list[int] | None = None
+    pair: str | None = None
+    """Of task score, the second text."""
+    adapter: str | None = None
+
+
+class Prompter(Protocol):
+    """Makes requests of rows."""
+
+    columns: list[str]
+    """The columns that it reads."""
+
+    def ask(self, row: dict[str, Any]) -> Asked:
+        """Makes the request of one row.
+
+        Raises:
+            RequestRejected: when the row makes none; the class says why.
+        """
+        ...
+
+
+class TablePrompter:
+    """Requests of a table's rows."""
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        data: DataSpec,
+        task: Task,
+        sampling: SamplingSpec,
+        columns: list[str],
+        max_model_len: int,
+    ) -> None:
+        """Loads the tokenizer and compiles the templates.
+
+        Raises:
+            UserError: for a mistake in either.
+        """
+        # texts that become vectors are not wrapped as a chat, unless it is asked for
+        own = data.apply_chat_template
+        is_chat = own if task is Task.generate or own is not None else False
+        self._renderer = load_renderer(model, max_model_len, is_chat)
+        self._builder = MessageBuilder(data, columns)
+        self._adapter, self._adapters, self._sampling = data.adapter, model.adapters, sampling
+        self.columns = self._builder.columns
+
+    def ask(self, row: dict[str, Any]) -> Asked:
+        """See `Prompter`."""
+        adapter = row[self._adapter] if self._adapter is not None else None
+        if adapter is not None and adapter not in self._adapters:
+            known = ", ".join(self._adapters) or "none"
+            raise RequestRejected("unknown_adapter", f"no adapter '{adapter}' (model.adapters has {known})")
+        return Asked(
+            text=self._renderer.text(self._builder.messages(row)),
+            renderer=self._renderer,
+            sampling=self._sampling,
+            pair=self._builder.document(row),
+            adapter=adapter,
+        )
+
+
+class OpenAIPrompter:
+    """Requests of the lines of an OpenAI Batch file."""
+
+    columns = ["custom_id", "method", "url", "body"]  # noqa: RUF012
+
+    def __init__(self, model: ModelSpec, task: Task, sampling: SamplingSpec, max_model_len: int) -> None:
+        """Loads the tokenizer.
+
+        Raises:
+            UserError: when it cannot be loaded.
+        """
+        self._chat = load_renderer(model, max_model_len, None)
+        self._plain = load_renderer(model, max_model_len, False)
+        self._task, self._sampling = task, sampling
+
+    def ask(self, row: dict[str, Any]) -> Asked:
+        """See `Prompter`."""
+        line = {**row, "body": json.loads(row["body"]) if row["body"] is not None else None}
+        request = parse_request(line, self._sampling, self._task)
+        if request.messages is not None:
+            text = self._chat.text(request.messages)
+            return Asked(text=text, renderer=self._chat, sampling=request.sampling)
+        if isinstance(request.prompt, str):
+            return Asked(text=request.prompt, renderer=self._plain, sampling=request.sampling)
+        return Asked(text=None, token_ids=request.prompt, renderer=self._plain, sampling=request.sampling)
+
+
+def make_prompter(
+    model: ModelSpec, data: DataSpec, task: Task, sampling: SamplingSpec, columns: list[str], max_model_len: int
+) -> Prompter:
+    """Returns what makes requests of an input's rows.
+
+    Raises:
+        UserError: for a mistake in the model's tokenizer or the data's templates.
+    """
+    if data.format is DataFormat.openai_batch:
+        return OpenAIPrompter(model, task, sampling, max_model_len)
+    return TablePrompter(model, data, task, sampling, columns, max_model_len)
+
+
+def check_urls(source: Source, task: Task) -> None:
+    """Checks that the first request that can be read asks for the job's task.
+
+    Raises:
+        UserError: when it asks for another.
+    """
+    for table in read_split(source.splits[0], source.schema, source.json_columns, None):
+        for url in table.column("url").to_pylist():
+            if url in TASKS:
+                if TASKS[url] is not task:
+                    raise UserError(
+                        f"task={task.value}, but the input's requests go to {url}; set task={TASKS[url].value}"
+                    )
+                return

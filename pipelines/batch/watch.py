@@ -1,0 +1,153 @@
+"""The driver's eye on a running pipeline: pulls it, shows how far it is, and knows when to give up."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from conf.errors import UserError
+from pipelines.batch.monitor import JobState
+from pipelines.batch.plan import Plan
+from pipelines.batch.progress import Display, Readings
+from pipelines.batch.resume import Work
+from pipelines.batch.summary import Written
+
+POLL_S = 0.25
+
+
+class JobFailed(Exception):
+    """The job ended for a cause that is no row's."""
+
+
+class Consumer:
+    """Pulls the pipeline in a thread and keeps what comes out."""
+
+    def __init__(self, dataset: Any) -> None:
+        """Starts pulling."""
+        self.written = Written()
+        self.error: BaseException | None = None
+        self._dataset = dataset
+        self._thread = threading.Thread(target=self._pull, name="pipeline", daemon=True)
+        self._thread.start()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Waits for the end; returns whether it has come."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _pull(self) -> None:
+        try:
+            for batch in self._dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                for committed in batch.to_pylist():
+                    self.written.add(committed)
+        except BaseException as error:
+            self.error = error
+
+
+def watch(
+    consumer: Consumer,
+    monitor: Any,
+    display: Display,
+    plan: Plan,
+    work: Work,
+    interruption: threading.Event,
+    lost: threading.Event,
+) -> JobState:
+    """Shows progress until the pipeline ends, or until an interrupted one has nothing to finish.
+
+    Raises:
+        JobFailed: when no engine can do the work, it cannot be written, or another driver took over.
+        UserError: when a worker finds a mistake of the user's, such as a broken tokenizer.
+    """
+    readings = Readings(work.pending_rows)
+    is_told = False
+    while not consumer.wait(POLL_S):
+        if lost.is_set():
+            raise JobFailed(f"another driver took over {plan.output.root.path}: this one stood still for too long")
+        if interruption.is_set() and not is_told:
+            display.note("interrupted: writing what is finished (Ctrl-C again to stop at once)")
+            monitor.stop.remote()
+            is_told = True
+        state = _state(monitor)
+        _check_engines(state, plan.job.engine.max_restarts)
+        if interruption.is_set() and not state.ready:
+            return state
+        readings.update(state, time.monotonic())
+        display.show(readings)
+    state = _state(monitor)
+    if consumer.error is not None:
+        _check_engines(state, plan.job.engine.max_restarts)
+        cause = _innermost(consumer.error)
+        if isinstance(cause, UserError):
+            raise UserError(str(cause)) from consumer.error
+        if "No space left on device" in str(cause):  # the class is lost where an error does not pickle
+            cause = OSError(errno.ENOSPC, "No space left on device")
+        if isinstance(cause, OSError):
+            raise JobFailed(unwritable(plan.output.root.path, cause)) from consumer.error
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        raise JobFailed(f"{type(cause).__name__}: {lines[-1] if lines else 'see the logs'}") from consumer.error
+    return state
+
+
+def _state(monitor: Any) -> JobState:
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        return ray.get(monitor.state.remote())
+    except RayError as error:
+        lines = str(error).splitlines()
+        raise JobFailed(
+            f"the cluster's head is lost ({lines[0] if lines else error!r}); the same command goes on"
+        ) from error
+
+
+def unwritable(path: str, error: OSError) -> str:
+    """Says in a line why an output folder cannot be written."""
+    text = " ".join(str(error).split())[:300]
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"output.path={path}: the disk is full ({text}); make room and run the same command: it goes on"
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return f"output.path={path}: it is a file, or lies below one; a folder is wanted"
+    return f"output.path={path}: {text}"
+
+
+def _check_engines(state: JobState, max_restarts: int) -> None:
+    if state.start_failure is not None:
+        raise JobFailed(f"an engine did not start: {state.start_failure}")
+    if state.is_given_up:
+        last = state.deaths[-1] if state.deaths else "its process ended without a word"
+        raise JobFailed(
+            f"{state.fruitless} engines died one after another and answered no row, engine.max_restarts={max_restarts};"
+            f" the last one: {last}"
+        )
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """The first Ctrl-C finishes early and keeps what is done, the second ends at once."""
+    interrupted = threading.Event()
+
+    def on_signal(signum: int, frame: Any) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()  # no more than this: the handler may run in the midst of a print
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interrupted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """What began it: Ray wraps errors in errors."""
+    while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
+        error = inner
+    return error

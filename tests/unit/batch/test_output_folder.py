@@ -1,0 +1,155 @@
+"""The output folder before a job: what another left there is refused or deleted, what is the user's is left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from plans import small_plan
+
+from conf.errors import UserError
+from conf.schema.engine import EngineKind
+from pipelines.batch.identify import request_salt
+from pipelines.batch.plan import Plan
+from pipelines.batch.resume import open_output
+from pipelines.storage import Location
+
+PART = "part-0123456789ab.parquet"
+OURS = [PART, f"failed/{PART}", "_manta/job.json", "_manta/spec.json", "_manta/done/0123456789ab.json"]
+OURS += ["_manta/log/0123456789ab.run.replica.jsonl", "_manta/logs/driver.log", f"{PART}.0a1b2c3d.tmp"]
+OTHERS = ["notes.txt", "sub/part-x.parquet", "part-list.txt", "failed/why.md", "_manta/mine.txt"]
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Callable[..., Plan]:
+    (tmp_path / "in.jsonl").write_text('{"q": "a"}\n{"q": "b"}\n')
+    return partial(small_plan, tmp_path)
+
+
+def refused(plan: Plan) -> str:
+    with pytest.raises(UserError) as caught:
+        open_output(plan)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def fill(out: Path, names: list[str]) -> None:
+    for name in names:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("x")
+
+
+def files(out: Path) -> set[str]:
+    return {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("former", [PART, "part-0123456789ab.jsonl", f"failed/{PART}"])
+def test_part_files_without_a_job_are_refused_and_left_alone(
+    plan: Callable[..., Plan], tmp_path: Path, former: str
+) -> None:
+    fill(tmp_path / "out", [former])
+    message = refused(plan())
+    assert message.startswith("output.path=")
+    assert "output.overwrite=true" in message
+    assert files(tmp_path / "out") == {former}
+
+
+def test_a_job_that_cannot_be_read_is_refused_and_left_alone(plan: Callable[..., Plan], tmp_path: Path) -> None:
+    fill(tmp_path / "out", ["_manta/spec.json", PART])
+    assert refused(plan()).startswith("output.path=")
+    assert (tmp_path / "out" / "_manta" / "spec.json").read_text() == "x"
+
+
+def test_a_users_own_files_make_no_former_job(plan: Callable[..., Plan], tmp_path: Path) -> None:
+    fill(tmp_path / "out", OTHERS)
+    open_output(plan())
+    assert files(tmp_path / "out") == {*OTHERS, "_manta/spec.json"}
+
+
+def test_overwriting_deletes_a_former_jobs_files_and_no_others(plan: Callable[..., Plan], tmp_path: Path) -> None:
+    fill(tmp_path / "out", [*OURS, *OTHERS])
+    work = open_output(plan(output={"overwrite": True}))
+    assert files(tmp_path / "out") == {*OTHERS, "_manta/spec.json"}
+    assert work.pending_rows == 2
+    assert not any(unit.has_former for unit in work.pending)
+
+
+def test_overwriting_starts_with_the_marks_so_that_nothing_cut_short_looks_done(
+    plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path / "out", [*OURS, "_manta/done/aaaaaaaaaaaa.json", "part-aaaaaaaaaaaa.parquet"])
+    deleted: list[str] = []
+    delete = Location.delete
+
+    def watch(self: Location) -> None:
+        deleted.append(self.path)
+        delete(self)
+
+    monkeypatch.setattr(Location, "delete", watch)
+    open_output(plan(output={"overwrite": True}))
+    are_marks = ["/done/" in path for path in deleted]
+    assert are_marks == sorted(are_marks, reverse=True)
+    assert are_marks.count(True) == 2
+
+
+@pytest.mark.parametrize("place", ["", "failed"])
+def test_overwriting_never_deletes_the_input(plan: Callable[..., Plan], tmp_path: Path, place: str) -> None:
+    path = tmp_path / "out" / place / PART
+    fill(tmp_path / "out", ["part-0123456789ac.parquet"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"q": ["a"]}), path)
+    before = files(tmp_path / "out")
+    assert refused(plan(data={"input": str(path)}, output={"overwrite": True})).startswith("output.overwrite=true")
+    assert files(tmp_path / "out") == before
+
+
+def test_an_output_path_that_is_a_file_or_below_one_is_refused(plan: Callable[..., Plan], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file", tmp_path / "file" / "out"):
+        assert refused(plan(output={"path": str(path)})).startswith(f"output.path={path}: ")
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def test_an_output_below_the_input_is_not_read_when_the_command_is_run_again(
+    plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "in.jsonl").write_text('{"q": "a"}\n')
+    where = {"data": {"input": str(tmp_path / "data")}, "output": {"path": str(tmp_path / "data" / "out")}}
+    one = plan(**where)
+    (unit,) = open_output(one).pending
+    one.output.answers(unit.id).write_bytes(b"")
+    pq.write_table(pa.table({"q": ["a"], "output": ["b"]}), one.output.answers(unit.id).path)
+    again = plan(**where)
+    assert [split.name for split in again.source.splits] == ["in.jsonl"]
+
+
+@pytest.mark.parametrize("named", ["data/in.jsonl", "data", "data/", "data/*.jsonl", "data/../data"])
+def test_a_file_has_the_same_units_however_its_folder_is_named(
+    plan: Callable[..., Plan], tmp_path: Path, named: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "in.jsonl").write_text('{"q": "a"}\n')
+    ids = [
+        [unit.id for unit in open_output(plan(data={"input": f"{tmp_path}/{name}"})).pending]
+        for name in ("data/in.jsonl", named)
+    ]
+    assert ids[0] == ids[1]
+
+
+@pytest.mark.parametrize(
+    "engine", [{"vllm": {"quantization": "fp8"}}, {"vllm": {"seed": 1}}, {"kind": EngineKind.vllm}], ids=str
+)
+def test_an_engine_that_answers_otherwise_makes_other_requests(
+    plan: Callable[..., Plan], engine: dict[str, Any]
+) -> None:
+    """Else output.on_change=recompute finds the old answers in the old files and keeps them."""
+    salts = [
+        request_salt(i.model_fingerprint, i.task, i.sampling) for i in (plan().identity, plan(engine=engine).identity)
+    ]
+    assert salts[0] != salts[1]
