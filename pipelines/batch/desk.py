@@ -50,7 +50,7 @@ class FormerClaims(Claims):
     def __init__(
         self, folder: Folder, done: list[str], pending: list[str], prefix: str, task: Task, scratch: str | None
     ):
-        """Reads the part files of units that are done, and the logs of those that are not."""
+        """Reads the part files, those set aside included, and the logs of units that are not done."""
         super().__init__(scratch)
         self.load(_answered(folder, done, pending, prefix, task))
 
@@ -82,6 +82,11 @@ def _answered(
     for unit in (*done, *pending):  # one that is done again may have rows that are another's now
         if folder.name(folder.answers(unit)) in written:
             for key, outcome in read_former(folder, unit, prefix, task).by_key.items():
+                yield _pair(key, outcome)
+    for name in written:  # the input no longer has these units, but may have their rows elsewhere
+        if (folder.former_name(name) or "").startswith("part-"):
+            unit = PurePosixPath(name).stem.removeprefix("part-")
+            for key, outcome in read_former(folder.stale, unit, prefix, task).by_key.items():
                 yield _pair(key, outcome)
     begun = {PurePosixPath(name).name.split(".")[0] for name in written if name.startswith("_manta/log/")}
     for unit in begun.intersection(pending):

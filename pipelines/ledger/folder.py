@@ -77,10 +77,15 @@ class Folder:
                 other.answers(unit).delete()
                 other.failed(unit).delete()
 
+    @property
+    def stale(self) -> Folder:
+        """Where part files are that were set aside."""
+        return replace(self, root=self.root.join("_manta", "stale"))
+
     def set_aside(self, name: str) -> None:
         """Moves a part file out of the answers: what was paid for is not deleted."""
         place = self.root.join(name)
-        self.root.join("_manta", "stale", name.replace("/", "-")).write_bytes(place.read_bytes())
+        self.stale.root.join(name.replace("/", "-")).write_bytes(place.read_bytes())
         place.delete()
 
     def former_name(self, name: str) -> str | None:

@@ -77,7 +77,7 @@ def test_an_output_folder_that_cannot_be_written(
 ) -> None:
     (tmp_path / "file").touch()
     line = refused(capsys, *words(tmp_path, table, **{"output.path": str(tmp_path / "file" / "out")}))
-    assert "cannot be written" in line
+    assert "it is a file, or lies below one; a folder is wanted" in line
 
 
 def test_an_output_folder_with_a_former_job(capsys: pytest.CaptureFixture[str], tmp_path: Path, table: Path) -> None:
