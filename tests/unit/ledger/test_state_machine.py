@@ -61,8 +61,8 @@ class JobMachine(RuleBasedStateMachine):
         """Entries that the engine must not be asked for."""
         self.said: dict[str, set[str]] = {}
         """All that the engine said to an entry."""
-        self.last: dict[str, str] = {}
-        """Answers when the job was last at its end, by row id and key."""
+        self.last: dict[tuple[int, str], str] = {}
+        """Answers when the job was last at its end, by position and key."""
         self.limit: int | None = len(rows) // 2 or None
         self._write([*rows, 0])
 
@@ -152,6 +152,8 @@ class JobMachine(RuleBasedStateMachine):
     def _run(self, point: str | None, after: int, rows_per_file: int | None = None) -> None:
         self.runs += 1
         self.paid = self._on_disk()
+        asked = {(at, self._key(text)) for at, text in enumerate(self.rows[: self.limit], start=1)}
+        self.last = {of: said for of, said in self.last.items() if of in asked}  # a part loses what its rows lost
         plan, run, engine = self._plan(rows_per_file), f"run{self.runs}", Engine(self.compute, point, after)
         replica: Any = SimpleNamespace(folder=plan.output, prefix="", task=Task.generate, labels=[], is_redrive=False)
         replica.sampling, replica.answer_names = SamplingSpec(), answer_names(Task.generate)
@@ -245,7 +247,7 @@ class JobMachine(RuleBasedStateMachine):
         for row in good:
             assert row["q"] == wanted[place(row)]
             assert row["output"] in self.said[self._entry(self._key(row["q"]), place(row))]
-        now = {row["row_id"] + row["request_key"]: row["output"] for row in good}
+        now = {(place(row), row["request_key"]): row["output"] for row in good}
         assert {name: now[name] for name in self.last.keys() & now} == {n: self.last[n] for n in self.last.keys() & now}
         self.last = now
         assert not open_output(self._plan()).readings
