@@ -47,12 +47,10 @@ class ClaimsDesk:
 class FormerClaims(Claims):
     """Claims that know what former runs have answered."""
 
-    def __init__(
-        self, folder: Folder, done: list[str], pending: list[str], prefix: str, task: Task, scratch: str | None
-    ):
-        """Reads the part files, those set aside included, and the logs of units that are not done."""
+    def __init__(self, folder: Folder, prefix: str, task: Task, scratch: str | None):
+        """Reads all part files and logs: rows move to other units when the input changes."""
         super().__init__(scratch)
-        self.load(_answered(folder, done, pending, prefix, task))
+        self.load(_answered(folder, prefix, task))
 
 
 def start_claims(plan: Plan, work: Work, scratch: Path | None) -> Any:
@@ -69,27 +67,20 @@ def start_claims(plan: Plan, work: Work, scratch: Path | None) -> Any:
         return None
     import ray
 
-    done, pending = [mark.unit for mark in work.done], [unit.id for unit in work.pending]
     return ray.remote(num_cpus=0, max_restarts=-1, resources=ON_HEAD)(FormerClaims).remote(
-        plan.output, done, pending, job.output.prefix, job.task, scratch and str(scratch)
+        plan.output, job.output.prefix, job.task, scratch and str(scratch)
     )
 
 
-def _answered(
-    folder: Folder, done: list[str], pending: list[str], prefix: str, task: Task
-) -> Iterator[tuple[bytes, bytes]]:
-    written = folder.written()
-    for unit in (*done, *pending):  # one that is done again may have rows that are another's now
-        if folder.name(folder.answers(unit)) in written:
-            for key, outcome in read_former(folder, unit, prefix, task).by_key.items():
-                yield _pair(key, outcome)
-    for name in written:  # the input no longer has these units, but may have their rows elsewhere
-        if (folder.former_name(name) or "").startswith("part-"):
+def _answered(folder: Folder, prefix: str, task: Task) -> Iterator[tuple[bytes, bytes]]:
+    names = folder.written()
+    stale = [(folder.former_name(name) or "", folder.stale) for name in names]  # units that the input has lost
+    for name, place in [*((name, folder) for name in names), *stale]:
+        if name.startswith("part-"):
             unit = PurePosixPath(name).stem.removeprefix("part-")
-            for key, outcome in read_former(folder.stale, unit, prefix, task).by_key.items():
+            for key, outcome in read_former(place, unit, prefix, task).by_key.items():
                 yield _pair(key, outcome)
-    begun = {PurePosixPath(name).name.split(".")[0] for name in written if name.startswith("_manta/log/")}
-    for unit in begun.intersection(pending):
+    for unit in {PurePosixPath(name).name.split(".")[0] for name in names if name.startswith("_manta/log/")}:
         for entry, outcome in read_history(folder, unit, "").outcomes.items():
             if ":" not in entry:
                 yield _pair(entry, outcome)

@@ -113,7 +113,7 @@ def test_where_the_claims_are_gone_each_replica_works_for_itself(ray: None) -> N
 def test_what_former_runs_have_answered_is_known(folder: Folder, tmp_path: Path) -> None:
     part(folder, UNITS[0], 1, 2)
     log(folder, UNITS[1], key(3).hex(), f"{key(4).hex()}:7")
-    claims = FormerClaims(folder, UNITS[:1], UNITS[1:2], "", Task.generate, str(tmp_path))
+    claims = FormerClaims(folder, "", Task.generate, str(tmp_path))
     got = claims.claim("one", [key(n) for n in range(1, 6)])
     known = {k: outcome_of(decode(data)) for k, data in got.known.items()}
     assert known == {
@@ -128,7 +128,7 @@ def test_what_former_runs_have_answered_is_known(folder: Folder, tmp_path: Path)
 def test_what_a_unit_that_is_done_again_had_answered_is_known_to_other_units(folder: Folder, tmp_path: Path) -> None:
     """Rows move between units when others are put before them; their answers must not be paid for again."""
     part(folder, UNITS[0], 1)
-    claims = FormerClaims(folder, [], UNITS[:2], "", Task.generate, str(tmp_path))
+    claims = FormerClaims(folder, "", Task.generate, str(tmp_path))
     assert list(claims.claim(f"one/{UNITS[1]}", [key(1)]).known) == [key(1)]
     claims.close()
 
@@ -144,7 +144,7 @@ def test_what_a_unit_had_answered_that_the_input_has_lost_is_known_to_the_others
         part(folder, UNITS[3], 1)
     if kept == "part set aside":
         folder.set_aside(folder.name(folder.answers(UNITS[3])))
-    claims = FormerClaims(folder, UNITS[:1], UNITS[1:2], "", Task.generate, str(tmp_path))
+    claims = FormerClaims(folder, "", Task.generate, str(tmp_path))
     assert list(claims.claim(f"one/{UNITS[1]}", [key(1)]).known) == [key(1)]
     claims.close()
 

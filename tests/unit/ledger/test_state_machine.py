@@ -163,8 +163,7 @@ class JobMachine(RuleBasedStateMachine):
         with ExitStack() as stack:
             stack.enter_context(crash_at(point, after))
             work = open_output(plan)
-            done, pending = [mark.unit for mark in work.done if mark.answers], [unit.id for unit in work.pending]
-            claims = FormerClaims(plan.output, done, pending, "", Task.generate, str(self.folder))
+            claims = FormerClaims(plan.output, "", Task.generate, str(self.folder))
             stack.callback(claims.close)
             for reading in work.readings:
                 tables = read_split(reading.split, plan.source.schema, plan.source.json_columns, None)
