@@ -26,7 +26,7 @@ def test_a_killed_job_answers_the_shipped_tickets_at_the_shipped_quality(tmp_pat
     out = tmp_path / "out"
     words = ("model=demo", "data=tickets", "sampling.max_tokens=128", f"output.path={out}")
     first = start(*words)
-    while not any(path.stat().st_size > 20_000 for path in out.glob("_manta/log/*")):
+    while len(list(out.glob("_manta/done/*"))) < 2:
         assert first.poll() is None, first.communicate()
         time.sleep(0.05)
     os.kill(first.pid, signal.SIGKILL)
@@ -35,7 +35,7 @@ def test_a_killed_job_answers_the_shipped_tickets_at_the_shipped_quality(tmp_pat
     assert done.returncode == 0, done.stderr
     said = record(out)
     assert said["rows"] == said["answers"] == 1200
-    assert said["replayed"] + said["done_before"] >= 50
+    assert said["replayed"] + said["done_before"] >= 75  # a unit
     assert said["requests"] + said["replayed"] + said["done_before"] + said["shared"] == 1200
     assert said["exact_match"] >= 0.97
     assert "exact match" in done.stdout
@@ -76,8 +76,10 @@ def test_a_batch_file_means_the_same_here_and_to_vllm(tmp_path: Path) -> None:
     good, bad = read_lines(out / "output.jsonl"), read_lines(out / "errors.jsonl")
     expected = read_lines(theirs)
     assert good.keys() | bad.keys() == expected.keys() == {line["custom_id"] for line in lines}
-    assert list(bad) == ["r4"]
-    assert expected["r4"]["response"]["status_code"] == bad["r4"]["response"]["status_code"] == 400
+    refused = [name for name, line in expected.items() if line["response"]["status_code"] == 400]
+    assert list(bad) == refused
+    assert "r4" in refused
+    assert all(line["response"]["status_code"] == 400 for line in bad.values())
     for name, line in good.items():
         mine, other = line["response"]["body"], expected[name]["response"]["body"]
         assert line["response"]["status_code"] == expected[name]["response"]["status_code"] == 200
