@@ -15,6 +15,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,6 +41,10 @@ REPORT_S = 0.5
 """Seconds between two reports."""
 GRACE_S = 60.0
 """Seconds that a process may take, after its engine hangs, to say so; then it is ended from outside Python."""
+
+
+class JobEnds(Exception):
+    """The driver leaves: an engine that is starting is not wanted any more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +83,7 @@ class Infer:
 
         Raises:
             EngineDead: when the engine does not start.
+            JobEnds: when the job ended meanwhile.
         """
         import ray
 
@@ -95,15 +101,17 @@ class Infer:
         wait_s: Any = ray.get(monitor.may_start.remote())
         if wait_s is None:
             raise EngineDead("too many engines died")
-        time.sleep(wait_s)
+        begin = time.monotonic() + wait_s
+        while (left_s := begin - time.monotonic()) > 0:
+            time.sleep(min(left_s, REPORT_S))
+            self._check_leaving()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="engine-loop", daemon=True).start()
         try:
-            self._engine = self._await(self._start(), replica.engine.start_timeout_s)
+            self._engine = self._start_engine()
         except BaseException as error:
-            is_late = isinstance(error, TimeoutError)
-            cause = f"not ready after engine.start_timeout_s={replica.engine.start_timeout_s:g}"
-            ray.get(monitor.failed_to_start.remote(cause if is_late else _cause(error)))
+            if not isinstance(error, JobEnds):
+                ray.get(monitor.failed_to_start.remote(_cause(error)))
             raise
         self._report.ready_at = now()
         self._report.engine = self._engine.stats()
@@ -187,9 +195,19 @@ class Infer:
             await stream.aclose()  # type: ignore[attr-defined]
             tick.now()
 
-    async def _start(self) -> Engine:
+    def _start_engine(self) -> Engine:
+        """Starts the engine, and gives up where the job ends meanwhile."""
         r = self._replica
-        return await start_engine(r.model, r.engine, r.device, r.max_model_len, r.share, r.task)
+        starting = asyncio.run_coroutine_threadsafe(
+            start_engine(r.model, r.engine, r.device, r.max_model_len, r.share, r.task), self._loop
+        )
+        deadline = time.monotonic() + r.engine.start_timeout_s
+        while not starting.done():
+            if time.monotonic() > deadline:
+                raise EngineDead(f"not ready after engine.start_timeout_s={r.engine.start_timeout_s:g}")
+            wait([starting], REPORT_S)
+            self._check_leaving()
+        return starting.result()
 
     async def _keep_reporting(self) -> None:
         while True:
@@ -217,8 +235,12 @@ class Infer:
         elif time.monotonic() - self._alive_at > limit_s:
             self.die(EngineDead(f"the engine hangs: {stats.running} rows, no answer for {limit_s:g} s"))
 
-    def _await(self, coroutine: Any, timeout_s: float | None = None) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout_s)
+    def _check_leaving(self) -> None:
+        if self._ray.get(self._monitor.leaving.remote()):
+            raise JobEnds("the job ended before its engine had started")
+
+    def _await(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def die(self, error: EngineDead) -> None:
         """Ends the process: Ray retries its units elsewhere. An exception would be retried on this same actor."""

@@ -116,7 +116,10 @@ def _execute(
         try:
             consumer = Consumer(build_pipeline(plan, work, run_id, monitor, claims, actors))
             with interruptible() as interruption:
-                state = watch(consumer, monitor, display, plan, work, interruption, lost)
+                try:
+                    state = watch(consumer, monitor, display, plan, work, interruption, lost)
+                finally:
+                    consumer.leave(monitor)
         finally:
             actors.release()
             _keep_logs(connection.logs, plan.output)

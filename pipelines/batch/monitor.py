@@ -102,6 +102,7 @@ class Monitor:
         self._starts = 0
         self._answered = 0
         self._lost = 0
+        self._is_leaving = False
 
     def report(self, report: ReplicaReport) -> bool:
         """Takes a replica's counts; returns whether it should stop."""
@@ -145,6 +146,14 @@ class Monitor:
     def stop(self) -> None:
         """Asks everyone to finish early."""
         self._state.is_stopping = True
+
+    def leave(self) -> None:
+        """Asks everyone to finish now; engines that are starting give up."""
+        self._state.is_stopping = self._is_leaving = True
+
+    def leaving(self) -> bool:
+        """Whether engines that are starting should give up."""
+        return self._is_leaving
 
     def stopping(self) -> bool:
         """Whether everyone should finish early."""

@@ -18,6 +18,8 @@ from pipelines.batch.resume import Work
 from pipelines.batch.summary import Written
 
 POLL_S = 0.25
+LEAVE_S = 30.0
+"""Seconds that the pipeline may take to end when the driver leaves."""
 
 
 class JobFailed(Exception):
@@ -39,6 +41,18 @@ class Consumer:
         """Waits for the end; returns whether it has come."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
+
+    def leave(self, monitor: Any) -> None:
+        """Sees to it that the pipeline has ended before the driver disconnects.
+
+        Ray ends the whole process, with exit code 1 and no word, where a thread still speaks to it after that.
+
+        Args:
+            monitor: the job's `Monitor`, which makes replicas stop, those too that are starting.
+        """
+        if not self.wait(0):
+            monitor.leave.remote()
+            self.wait(LEAVE_S)
 
     def _pull(self) -> None:
         try:
