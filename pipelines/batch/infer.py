@@ -127,7 +127,11 @@ class Infer:
             LeaseLost: when another driver took over.
             OSError: when the ledger or a part file cannot be written.
         """
-        return commit((self._answer(parcel) for parcel in unwrap(wrapped)), self._sink)
+        try:
+            return commit((self._answer(parcel) for parcel in unwrap(wrapped)), self._sink)
+        except Exception as error:  # Ray Data hands on that something failed, and not what
+            self._ray.get(self._monitor.failed.remote(f"{type(error).__name__}: {_cause(error)}", _errno(error)))
+            raise
 
     def _answer(self, parcel: Parcel) -> Parcel:
         mark = read_mark(self._replica.folder, parcel.unit.id)
@@ -289,6 +293,10 @@ class _Tick:
             self._function()
         except OSError as error:
             self._error = error
+
+
+def _errno(error: BaseException) -> int | None:
+    return error.errno if isinstance(error, OSError) else None
 
 
 def _cause(error: BaseException) -> str:

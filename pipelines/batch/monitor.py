@@ -51,6 +51,10 @@ class JobState:
     """Whether too many died."""
     start_failure: str | None = None
     """Why an engine did not start."""
+    failure: str | None = None
+    """Why a replica could not go on, where that was not its engine's fault."""
+    failure_errno: int | None = None
+    """The system's number of it, where reading or writing failed."""
     is_stopping: bool = False
 
     @property
@@ -142,6 +146,11 @@ class Monitor:
     def failed_to_start(self, cause: str) -> None:
         """Notes an engine that did not start."""
         self._state.start_failure = self._state.start_failure or cause
+
+    def failed(self, cause: str, errno: int | None) -> None:
+        """Notes what ends the job; the first cause counts."""
+        if self._state.failure is None:
+            self._state.failure, self._state.failure_errno = cause, errno
 
     def stop(self) -> None:
         """Asks everyone to finish early."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import threading
 import time
@@ -99,12 +100,13 @@ def watch(
         cause = _innermost(consumer.error)
         if isinstance(cause, UserError):
             raise UserError(str(cause)) from consumer.error
-        if "No space left on device" in str(cause):  # the class is lost where an error does not pickle
-            cause = OSError(errno.ENOSPC, "No space left on device")
+        if state.failure_errno is not None:
+            cause = OSError(state.failure_errno, os.strerror(state.failure_errno))
         if isinstance(cause, OSError):
             raise JobFailed(unwritable(plan.output.root.path, cause)) from consumer.error
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-        raise JobFailed(f"{type(cause).__name__}: {lines[-1] if lines else 'see the logs'}") from consumer.error
+        said = f"{type(cause).__name__}: {lines[-1] if lines else 'see the logs'}"
+        raise JobFailed(state.failure or said) from consumer.error
     return state
 
 

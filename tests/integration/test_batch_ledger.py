@@ -161,3 +161,13 @@ def test_a_node_is_lost_in_the_midst_of_a_job(tmp_path: Path) -> None:
             ENVIRONMENT.pop(name)
     assert sorted(row["n"] for row in read_answers(out)) == list(range(400))
     assert computed(side) - 400 <= 2 * 16
+
+
+def test_a_ledger_that_cannot_be_written_ends_the_job_with_the_cause(tmp_path: Path) -> None:
+    source, out = questions(tmp_path / "in.jsonl", 40), tmp_path / "out"
+    (out / "_manta").mkdir(parents=True)
+    (out / "_manta" / "log").touch()  # where a folder is wanted
+    done = manta(f"data.input={source}", f"output.path={out}")
+    assert done.returncode == 1, done.stderr
+    assert f"output.path={out}: it is a file, or lies below one" in done.stderr
+    assert "Traceback" not in done.stderr
