@@ -116,17 +116,18 @@ def _tiles(record: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 def _plots(lives: list[list[Life]], wall_s: float) -> list[Plot]:
     everyone = [life for each in lives for life in each]
-    by_counter = {"in": rates(everyone, 0, wall_s), "out": rates(everyone, 1, wall_s)}
-    lines = {name: line for name, line in by_counter.items() if any(line)}
-    if not lines:
-        return []
-    plots = [Plot(name="speed", title="All engines", unit="tokens/s", wall_s=wall_s, lines=lines)]
-    if len(lives) > 1:
-        counter, what = (1, "out") if "out" in lines else (0, "in")
-        own = {f"engine {number}": rates(each, counter, wall_s) for number, each in enumerate(lives, 1)}
-        title = f"Each engine, tokens {what}"
-        plots.append(Plot(name="speeds", title=title, unit="tokens/s", wall_s=wall_s, lines=own))
-    return plots
+    found: list[Plot] = []
+    for counter, what in ((1, "Answers"), (0, "Prompts")):  # apart: prompts may be ten times as long
+        line = rates(everyone, counter, wall_s)
+        if not any(line):
+            continue
+        lines = {"all engines": line}
+        found.append(Plot(name=what, title=f"{what}, all engines", unit="tokens/s", wall_s=wall_s, lines=lines))
+        if len(lives) > 1 and len(found) == 1:
+            own = {f"engine {number}": rates(each, counter, wall_s) for number, each in enumerate(lives, 1)}
+            title = f"{what}, each engine"
+            found.append(Plot(name=f"each-{what}", title=title, unit="tokens/s", wall_s=wall_s, lines=own))
+    return found
 
 
 def _engine(lives: list[Life], share: Share) -> dict[str, Any]:
@@ -134,7 +135,7 @@ def _engine(lives: list[Life], share: Share) -> dict[str, Any]:
         "rows": sum(life.last.rows for life in lives),
         "tokens_in": sum(life.last.prompt_tokens for life in lives),
         "tokens_out": sum(life.last.completion_tokens for life in lives),
-        "ready_s": max(share.total_s - share.seconds[Cause.start_up], 1e-9),
+        "ready_s": max(share.total_s - share.seconds[Cause.start_up] - share.seconds[Cause.retries], 1e-9),
         "replaced": max(len(lives) - 1, 0),
         "replicas": share.replicas,
     }

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pipelines.batch.progress import duration
 from pipelines.batch.timeline import Life
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 240, 64, 24, 14, 40
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 240, 64, 40, 14, 40
 """Of a plot and its margins, in SVG's units."""
 MAX_BINS = 120
 """Spans of time into which a job is cut; none is shorter than a second."""
@@ -39,8 +39,10 @@ class Plot:
 
     @property
     def top(self) -> float:
-        """The largest value that there is room for."""
-        return max((value for line in self.lines.values() for value in line), default=0.0) or 1.0
+        """The largest value that there is room for: a mark."""
+        most = max((value for line in self.lines.values() for value in line), default=0.0) or 1.0
+        step = round_step(most, 5)
+        return step * math.ceil(most / step - 1e-9)
 
     @property
     def x_ticks(self) -> list[Tick]:
@@ -53,8 +55,8 @@ class Plot:
     @property
     def y_ticks(self) -> list[Tick]:
         """Marks of value."""
-        step = round_step(self.top, 4)
-        values = [step * number for number in range(math.floor(self.top / step + 1e-9) + 1)]
+        step = round_step(self.top, 5)
+        values = [step * number for number in range(round(self.top / step) + 1)]
         return [Tick(place=self._y(value), label=compact(value)) for value in values]
 
     def points(self, line: str) -> str:
