@@ -90,8 +90,7 @@ class Infer:
         self._ray = ray
         self._monitor = monitor
         self._replica, self._sink = replica, sink
-        spec = replica.engine
-        slots = min(spec.max_num_seqs, spec.in_flight_rows)
+        slots = min(replica.engine.max_num_seqs, replica.engine.in_flight_rows)
         self._report = ReplicaReport(replica=uuid.uuid4().hex[:8], began_at=now(), slots=slots)
         self._claims = claims
         self.is_stopping = False
@@ -168,8 +167,7 @@ class Infer:
         on_tick: Callable[[], None],
     ) -> None:
         """Runs requests to their end; see `unit_run.Asking`."""
-        if not is_alone:
-            self._report.last_request_at = now()
+        self._report.last_request_at = self._report.last_request_at if is_alone else now()
         self._report.first_request_at = self._report.first_request_at or now()
         self._await(self._pump(requests, is_alone, on_outcome, on_tick))
 

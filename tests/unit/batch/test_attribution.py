@@ -97,7 +97,7 @@ events = st.lists(
 
 
 @given(st.integers(1, 4), events, st.floats(-10, 40))
-def test_the_parts_of_any_history_are_the_engines_times_the_length(num_replicas: int, history: list, rest: float) -> None:
+def test_the_parts_of_any_history_add_up_to_engines_times_length(num_replicas: int, history: list, rest: float) -> None:
     timeline = Timeline(num_replicas=num_replicas, began_at=50.0)
     at = 50.0
     for passed_s, name, running, is_fed, is_alone, what, off in history:
