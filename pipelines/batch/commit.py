@@ -23,6 +23,7 @@ from pipelines.batch.schema import has_empty_struct
 from pipelines.batch.unit import Parcel
 from pipelines.ledger.folder import Folder
 from pipelines.ledger.lease import lease_file
+from pipelines.ledger.lengths import count_lengths
 from pipelines.ledger.log import drop_log
 from pipelines.ledger.mark import Mark, read_mark
 from pipelines.storage import Location
@@ -146,6 +147,8 @@ def _counts(good: pa.Table, bad: pa.Table, answer_column: str | None) -> dict[st
     return {
         "prompt_tokens": _sum(good, "prompt_tokens"),
         "completion_tokens": _sum(good, "completion_tokens"),
+        "prompt_lengths": count_lengths(_column(good, "prompt_tokens")),
+        "completion_lengths": count_lengths(_column(good, "completion_tokens")),
         "truncated": _column(good, "finish_reason").count("length"),
         "matches": matches,
         "errors": errors,

@@ -90,7 +90,8 @@ class Infer:
         self._ray = ray
         self._monitor = monitor
         self._replica, self._sink = replica, sink
-        self._report = ReplicaReport(replica=uuid.uuid4().hex[:8])
+        slots = min(replica.engine.max_num_seqs, replica.engine.in_flight_rows)
+        self._report = ReplicaReport(replica=uuid.uuid4().hex[:8], began_at=now(), slots=slots)
         self._claims = claims
         self.is_stopping = False
         self._pumps: set[asyncio.Task[None]] = set()
@@ -170,6 +171,7 @@ class Infer:
         on_tick: Callable[[], None],
     ) -> None:
         """Runs requests to their end; see `unit_run.Asking`."""
+        self._report.last_request_at = self._report.last_request_at if is_alone else now()
         self._report.first_request_at = self._report.first_request_at or now()
         self._await(self._pump(requests, is_alone, on_outcome, on_tick))
 
@@ -183,6 +185,7 @@ class Infer:
         task = asyncio.current_task()
         assert task is not None
         self._pumps.add(task)
+        self._report.alone += is_alone
         tick = _Tick(self._loop, on_tick)
         stream = self._engine.generate(tick.each(requests), exclusive=is_alone)
         try:
@@ -196,6 +199,7 @@ class Infer:
                 raise
         finally:
             self._pumps.discard(task)
+            self._report.alone -= is_alone
             await stream.aclose()  # type: ignore[attr-defined]
             tick.now()
 

@@ -33,6 +33,8 @@ class Inspection:
     """Units that were begun and are not done."""
     waiting: int
     """Requests of theirs that are answered: they will not be paid for again."""
+    report: str | None
+    """The last run's report for a person; null where no run has ended."""
     holder: Holder | None
     """Who works on it now."""
     failed: list[dict[str, Any]]
@@ -48,6 +50,7 @@ class Inspection:
             "units": self.units,
             "open_units": self.open_units,
             "answers_waiting": self.waiting,
+            "report": self.report,
             "running": None if self.holder is None else asdict(self.holder),
             "examples": self.failed,
         }
@@ -68,6 +71,8 @@ class Inspection:
             lines.append(f"  begun        {self.open_units:>9,}   units; {self.waiting:,} answers wait in the log")
         if self.holder is not None:
             lines.append(f"  running                  process {self.holder.pid} on {self.holder.host}")
+        if self.report is not None:
+            lines.append(f"  report       {self.report}")
         for row in self.failed:
             lines += ["", f"  {row['source']}:{row['position']}  {row['error']}  ({row['attempts']} attempts)"]
             lines += [f"    {short(row['message'], 110)}", f"    {short(row['row'] or '', 110)}"]
@@ -100,6 +105,7 @@ def inspect_output(path: str, examples: int) -> Inspection:
         units=len(marks),
         open_units=len(begun - marks.keys()),
         waiting=sum(len(read_history(folder, unit, "").outcomes) for unit in begun - marks.keys()),
+        report=folder.report.path if folder.name(folder.report) in written else None,
         holder=live_holder(folder),
         failed=_examples(folder, [unit for unit, mark in marks.items() if mark.failed], examples),
     )

@@ -23,7 +23,7 @@ from pipelines.batch.progress import Display, make_display
 from pipelines.batch.resume import Work, open_output
 from pipelines.batch.summary import Result, Seconds, Written
 from pipelines.batch.terminal import divert_output, scratch_folder
-from pipelines.batch.watch import Consumer, JobFailed, interruptible, unwritable, watch
+from pipelines.batch.watch import Consumer, JobFailed, interruptible, timeline_of, unwritable, watch
 from pipelines.ledger.folder import Folder
 from pipelines.ledger.lease import Lease
 
@@ -66,6 +66,8 @@ def run_plan(plan: Plan, find_work: Callable[[Plan], Work]) -> int:
             plan.output.record.write_bytes(record.encode())
             if plan.format is OutputFormat.openai_batch:
                 join_parts(plan.output, result.work.units)
+            if result.timeline is not None or not plan.output.report.exists():  # a run with nothing to do shows nothing
+                plan.output.report.write_bytes(result.page().encode("utf-8", "replace"))
     except OSError as error:
         raise UserError(unwritable(plan.output.root.path, error)) from error
     print(result.text())
@@ -118,6 +120,7 @@ def _execute(
             with interruptible() as interruption:
                 try:
                     state = watch(consumer, monitor, display, plan, work, interruption, lost)
+                    timeline = timeline_of(monitor)
                 finally:
                     consumer.leave(monitor)
         finally:
@@ -134,6 +137,7 @@ def _execute(
         state=state,
         seconds=seconds,
         run=run_id,
+        timeline=timeline,
         is_interrupted=interruption.is_set(),
     )
     missing = plan.source.rows - result.totals.rows

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from pipelines.batch.timeline import SILENT_S, Timeline
 from serve.engine.protocol import EngineStats
 
-SILENT_S = 3.0
-"""A replica that has not reported for so long, when another starts, is gone."""
 MAX_WAIT_S = 60.0
 """The longest wait before an engine is started in the place of a dead one."""
 
@@ -27,8 +26,16 @@ class ReplicaReport:
     """Seconds since the epoch, as are the others."""
     first_answer_at: float | None = None
     last_answer_at: float | None = None
+    last_request_at: float | None = None
+    """When it was last handed rows, suspects of a death apart."""
+    began_at: float = 0.0
+    """When its process began."""
     ready_at: float | None = None
     heard_at: float = 0.0
+    slots: int = 1
+    """Rows that its engine computes at a time."""
+    alone: int = 0
+    """Groups of suspects that it runs, or that wait for the engine to be empty."""
 
     @property
     def rows(self) -> int:
@@ -101,6 +108,7 @@ class Monitor:
     def __init__(self, num_replicas: int, max_restarts: int) -> None:
         """Args: engines of the job, and how many may die one after another without a row answered in between."""
         self._state = JobState()
+        self._timeline = Timeline(num_replicas=num_replicas, began_at=now())
         self._num_replicas = num_replicas
         self._max_restarts = max_restarts
         self._starts = 0
@@ -112,6 +120,7 @@ class Monitor:
         """Takes a replica's counts; returns whether it should stop."""
         report.heard_at = now()
         self._state.replicas[report.replica] = report
+        self._timeline.hear(report, report.heard_at)
         return self._state.is_stopping
 
     def may_start(self) -> float | None:
@@ -126,6 +135,7 @@ class Monitor:
         for name, report in list(self._state.replicas.items()):
             if now() - report.heard_at > SILENT_S:  # it ended without a word
                 self._lost += report.engine.completions
+                self._timeline.died(name, report.heard_at)
                 del self._state.replicas[name]
         answered = self._lost + sum(report.engine.completions for report in self._state.replicas.values())
         state = self._state
@@ -141,6 +151,7 @@ class Monitor:
         """Notes a dead engine. What it had not handed on is done again, so its counts go."""
         self._state.deaths.append(cause)
         self._state.replicas.pop(replica, None)
+        self._timeline.died(replica, now())
         self._lost += completions
 
     def failed_to_start(self, cause: str) -> None:
@@ -169,8 +180,12 @@ class Monitor:
         return self._state.is_stopping
 
     def state(self) -> JobState:
-        """Returns all of it."""
+        """Returns how things are now."""
         return self._state
+
+    def timeline(self) -> Timeline:
+        """Returns how they came to be: for the job's end, since it is large."""
+        return self._timeline.close(now())
 
 
 def now() -> float:

@@ -9,12 +9,16 @@ from typing import Any
 
 from pipelines.batch import columns as c
 from pipelines.batch.answers import PREFIX
+from pipelines.batch.attribution import Share, attribute, in_words, plain_shares, total
 from pipelines.batch.commit import SHOWN_ROWS
 from pipelines.batch.monitor import JobState
 from pipelines.batch.plan import Plan
 from pipelines.batch.progress import duration
 from pipelines.batch.record import plain, versions
+from pipelines.batch.report.page import build_page
 from pipelines.batch.resume import Work
+from pipelines.batch.timeline import Timeline
+from pipelines.ledger.lengths import add_lengths
 from pipelines.ledger.mark import Mark, mark_of
 
 
@@ -34,6 +38,9 @@ class Totals:
     replayed: int = 0
     shared: int = 0
     saved_tokens: int = 0
+    prompt_lengths: list[int] = field(default_factory=list)
+    """See `Mark`."""
+    completion_lengths: list[int] = field(default_factory=list)
     errors: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Rows and an example's message for each class of error."""
 
@@ -48,8 +55,10 @@ class Totals:
         totals = cls()
         for mark in marks:
             for count in fields(cls):
+                mine, others = getattr(totals, count.name), getattr(mark, count.name)
                 if count.name != "errors":
-                    setattr(totals, count.name, getattr(totals, count.name) + getattr(mark, count.name))
+                    is_histogram = count.name.endswith("_lengths")
+                    setattr(totals, count.name, add_lengths(mine, others) if is_histogram else mine + others)
             for error, (rows, message) in mark.errors.items():
                 before, example = totals.errors.get(error, (0, message))
                 totals.errors[error] = (before + rows, example)
@@ -97,6 +106,8 @@ class Result:
     state: JobState
     seconds: Seconds
     run: str
+    timeline: Timeline | None = None
+    """Null where there was nothing to do."""
     is_interrupted: bool = False
 
     @property
@@ -108,6 +119,11 @@ class Result:
     def exit_code(self) -> int:
         """130 interrupted, 3 when rows failed, else 0."""
         return 130 if self.is_interrupted else 3 if self.totals.failed else 0
+
+    @property
+    def shares(self) -> list[Share]:
+        """Where the time of each engine went."""
+        return attribute(self.timeline) if self.timeline is not None else []
 
     def record(self) -> dict[str, Any]:
         """Returns what job.json holds."""
@@ -130,9 +146,12 @@ class Result:
             "errors": {name: {"rows": rows, "example": message} for name, (rows, message) in t.errors.items()},
             "prompt_tokens": t.prompt_tokens,
             "completion_tokens": t.completion_tokens,
+            "prompt_lengths": t.prompt_lengths,
+            "completion_lengths": t.completion_lengths,
             "truncated": t.truncated,
             "exact_match": t.matches / t.answers if self.plan.job.data.answer and t.answers else None,
             "seconds": asdict(s),
+            "replica_seconds": plain_shares(self.shares),
             "rows_per_s": now.rows / s.inference if s.inference else None,
             "prompt_tokens_per_s": now.engine_prompt_tokens / s.inference if s.inference else None,
             "completion_tokens_per_s": now.engine_completion_tokens / s.inference if s.inference else None,
@@ -175,6 +194,7 @@ class Result:
         if self.state.restarts:
             lines.append(f"  replaced     {self.state.restarts:>9,}   dead engines")
         lines.append(f"  record       {where}/_manta/job.json, logs beside it")
+        lines.append(f"  report       {where}/_manta/report.html")
         return "\n".join(lines)
 
     def _speed(self, now: Totals) -> list[str]:
@@ -186,7 +206,21 @@ class Result:
             f"{now.rows / rate:,.1f} rows/s",
             f"  time         {s.plan:.1f} s look, {s.cluster:.1f} s Ray, {s.engines:.1f} s engines, "
             f"{s.inference:.1f} s inference, {s.total:.1f} s in all",
+            f"  engine time  {in_words(total(self.shares))}",
         ]
+
+    def page(self) -> str:
+        """Returns the record for a person to look at: HTML."""
+        rows = [
+            {
+                "source": row[c.SOURCE],
+                "position": row[c.POSITION],
+                "input": {name: value for name, value in row.items() if not name.startswith(c.MARK)},
+                "answer": {n.removeprefix(PREFIX): value for n, value in row.items() if n.startswith(PREFIX)},
+            }
+            for row in self.written.sample[: self.plan.job.progress.show_rows]
+        ]
+        return build_page(self.record(), self.timeline, self.shares, rows)
 
     def first_rows(self) -> str:
         """Returns the first answers that this run has written."""

@@ -17,6 +17,7 @@ from pipelines.batch.plan import Plan
 from pipelines.batch.progress import Display, Readings
 from pipelines.batch.resume import Work
 from pipelines.batch.summary import Written
+from pipelines.batch.timeline import Timeline
 
 POLL_S = 0.25
 LEAVE_S = 30.0
@@ -88,13 +89,13 @@ def watch(
             display.note("interrupted: writing what is finished (Ctrl-C again to stop at once)")
             monitor.stop.remote()
             is_told = True
-        state = _state(monitor)
+        state: JobState = _ask(monitor.state)
         _check_engines(state, plan.job.engine.max_restarts)
         if interruption.is_set() and not state.ready:
             return state
         readings.update(state, time.monotonic())
         display.show(readings)
-    state = _state(monitor)
+    state = _ask(monitor.state)
     if consumer.error is not None:
         _check_engines(state, plan.job.engine.max_restarts)
         cause = _innermost(consumer.error)
@@ -110,12 +111,21 @@ def watch(
     return state
 
 
-def _state(monitor: Any) -> JobState:
+def timeline_of(monitor: Any) -> Timeline:
+    """Returns what the replicas did, until now.
+
+    Raises:
+        JobFailed: when the cluster's head is lost.
+    """
+    return _ask(monitor.timeline)
+
+
+def _ask(method: Any) -> Any:
     import ray
     from ray.exceptions import RayError
 
     try:
-        return ray.get(monitor.state.remote())
+        return ray.get(method.remote())
     except RayError as error:
         lines = str(error).splitlines()
         raise JobFailed(

@@ -12,7 +12,7 @@ from pipelines.storage import Location
 
 _OURS = re.compile(
     r"(failed/)?part-[0-9a-f]{12}\.(parquet|jsonl)(\.\w+\.tmp)?"
-    r"|_manta/(job|spec)\.json(\.\w+\.tmp)?|_manta/(logs|log|done|stale)/.*"
+    r"|_manta/(job\.json|spec\.json|report\.html)(\.\w+\.tmp)?|_manta/(logs|log|done|stale)/.*"
 )
 """What a job writes, leases apart."""
 SUFFIXES = ("parquet", "jsonl")
@@ -63,6 +63,11 @@ class Folder:
     def record(self) -> Location:
         """What the last run came to."""
         return self.root.join("_manta", "job.json")
+
+    @property
+    def report(self) -> Location:
+        """The same for a person to look at."""
+        return self.root.join("_manta", "report.html")
 
     @property
     def logs(self) -> Location:

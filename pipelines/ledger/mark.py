@@ -44,6 +44,10 @@ class Mark:
     """Prompt and completion tokens that the shared ones did not cost."""
     truncated: int = 0
     matches: int = 0
+    prompt_lengths: list[int] = field(default_factory=list)
+    """Answers by the length of their prompt; see `lengths.count_lengths`."""
+    completion_lengths: list[int] = field(default_factory=list)
+    """Answers by their own length."""
     errors: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Rows, and an example's message, for each class of error."""
 

@@ -55,6 +55,7 @@ def test_bad_rows_become_dead_letters_and_the_others_are_answered(tmp_path: Path
     record = json.loads((out / "_manta" / "job.json").read_text())
     assert (record["rows"], record["answers"], record["failed"]) == (8, 2, 6)
     assert list((out / "_manta" / "logs").iterdir())
+    assert "Done, with 6 failed rows" in (out / "_manta" / "report.html").read_text()
 
 
 def test_many_files_of_three_formats_go_through_two_replicas_once_each(tmp_path: Path) -> None:
@@ -81,6 +82,17 @@ def test_many_files_of_three_formats_go_through_two_replicas_once_each(tmp_path:
         [f"parquet {i}" for i in range(150)] + [f"parquet {i}" for i in range(70)] + [f"jsonl {i}" for i in range(200)]
     )
     assert [row["question"] for row in restored] == wanted
+    spent = record["replica_seconds"]
+    first, second = (sum(each["seconds"].values()) for each in spent["replicas"])
+    assert first == pytest.approx(second, abs=0.01)
+    assert sum(spent["seconds"].values()) == pytest.approx(first + second, abs=0.01)
+    assert 0 < first < record["seconds"]["total"]
+    assert spent["seconds"]["computing"] > 0
+    assert spent["seconds"]["start_up"] > 0
+    assert sum(record["completion_lengths"]) == 420
+    assert "% start-up" in done.stdout
+    assert f"{out}/_manta/report.html" in done.stdout
+    assert "engine 2" in (out / "_manta" / "report.html").read_text()
     assert len(record["engine_start_s"]) == 2
 
 
@@ -95,6 +107,9 @@ def test_a_dead_engine_is_replaced_and_no_row_is_lost_or_doubled(tmp_path: Path)
     answers = read_answers(out)
     assert sorted(row["n"] for row in answers) == list(range(300))
     assert "dead engines" in done.stdout
+    spent = json.loads((out / "_manta" / "job.json").read_text())["replica_seconds"]
+    assert spent["seconds"]["retries"] > 0
+    assert [len(each["replicas"]) for each in spent["replicas"]] == [2]
 
 
 def test_a_job_whose_engines_keep_dying_ends_with_the_cause(tmp_path: Path) -> None:
@@ -139,6 +154,7 @@ def test_interrupted_jobs_keep_what_was_finished(tmp_path: Path) -> None:
     assert record["interrupted"]
     assert record["answers"] == len(answers)
     assert record["answers"] + record["unfinished"] == 2000
+    assert "Interrupted" in (out / "_manta" / "report.html").read_text()
 
 
 def test_more_replicas_than_the_cluster_holds_are_refused(tmp_path: Path) -> None:

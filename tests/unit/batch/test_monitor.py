@@ -92,10 +92,11 @@ def test_answers_of_an_engine_that_ended_without_a_word_count(clock: list[float]
     monitor = Monitor(num_replicas=1, max_restarts=1)
     monitor.may_start()
     for number in range(5):
-        monitor.report(report(str(number), 1))
+        monitor.report(report(str(number), 1, ready_at=clock[0]))
         clock[0] += SILENT_S + 1
         assert monitor.may_start() == 0.0
         assert monitor.state().replicas == {}
+    assert [life.ended_s for life in monitor.timeline().lives.values()] == [0.0, 4.0, 8.0, 12.0, 16.0]
 
 
 def test_a_replica_that_reports_is_not_gone(clock: list[float]) -> None:

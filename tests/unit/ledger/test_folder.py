@@ -18,6 +18,8 @@ OURS = [
     f"failed/part-{UNIT}.parquet",
     f"failed/part-{UNIT}.jsonl.0a1b2c3d.tmp",
     "_manta/job.json",
+    "_manta/report.html",
+    "_manta/report.html.0a1b2c3d.tmp",
     "_manta/spec.json",
     "_manta/spec.json.0a1b2c3d.tmp",
     f"_manta/done/{UNIT}.json",

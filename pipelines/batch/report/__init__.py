@@ -1,0 +1,1 @@
+"""The report of a job for a person to look at: one HTML file."""
