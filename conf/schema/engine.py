@@ -76,14 +76,16 @@ class EngineSpec:
     kind: EngineKind = EngineKind.vllm
     device: Device = Device.auto
     process: EngineProcess = EngineProcess.auto
-    num_replicas: int = 1
-    """Engines in the pool."""
+    num_replicas: str = "1"
+    """Engines in the pool: a number, or MIN..MAX: as many as the rows are worth and the cluster holds."""
     tensor_parallel_size: int = 1
     """Devices that share each layer."""
     pipeline_parallel_size: int = 1
     """Groups of devices that share the layers."""
     max_model_len: int | None = None
     """Context in tokens, prompt and answer together; the model's own where null."""
+    engines_per_device: int = 1
+    """Engines that share a GPU, each with kv_cache_bytes of it: a small model does not fill one."""
     max_num_seqs: int = 256
     """Sequences that one engine computes at a time."""
     max_in_flight: int | None = None
@@ -103,7 +105,8 @@ class EngineSpec:
     fault: FaultSpec = field(default_factory=FaultSpec)
 
     def __post_init__(self) -> None:
-        for key in ("num_replicas", "tensor_parallel_size", "pipeline_parallel_size", "max_num_seqs"):
+        _replicas(self.num_replicas)
+        for key in ("tensor_parallel_size", "pipeline_parallel_size", "engines_per_device", "max_num_seqs"):
             if getattr(self, key) < 1:
                 raise UserError(f"engine.{key} must be >= 1, got {getattr(self, key)}")
         for key in ("max_model_len", "max_in_flight", "kv_cache_bytes"):
@@ -116,6 +119,38 @@ class EngineSpec:
         if self.max_restarts < 0:
             raise UserError(f"engine.max_restarts must be >= 0, got {self.max_restarts}")
 
+        if self.engines_per_device > 1 and self.world_size > 1:
+            raise UserError(
+                f"engine.engines_per_device={self.engines_per_device} goes with engines on one device, not on"
+                f" {self.world_size} (tensor_parallel_size x pipeline_parallel_size)"
+            )
+        if self.engines_per_device > 1 and self.kv_cache_bytes is None:
+            raise UserError(
+                f"engine.engines_per_device={self.engines_per_device} needs engine.kv_cache_bytes: engines that share a"
+                " GPU cannot each find out what is free"
+            )
+        is_many = self.vllm.get("distributed_executor_backend") == "ray"
+        if self.is_elastic and is_many:
+            raise UserError(
+                f"engine.num_replicas={self.num_replicas} must be a number where a replica lies on several nodes"
+                " (engine.vllm.distributed_executor_backend=ray)"
+            )
+
+    @property
+    def min_replicas(self) -> int:
+        """The smallest pool that a job may run with."""
+        return _replicas(self.num_replicas)[0]
+
+    @property
+    def max_replicas(self) -> int:
+        """The largest pool."""
+        return _replicas(self.num_replicas)[1]
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the pool's size follows the work."""
+        return self.min_replicas < self.max_replicas
+
     @property
     def world_size(self) -> int:
         """Devices of one replica."""
@@ -125,3 +160,15 @@ class EngineSpec:
     def in_flight_rows(self) -> int:
         """Rows that one replica holds at a time."""
         return self.max_in_flight or 2 * self.max_num_seqs
+
+
+def _replicas(text: str) -> tuple[int, int]:
+    """The ends of ``N`` or ``MIN..MAX``."""
+    low, dots, high = str(text).partition("..")
+    try:
+        ends = int(low), int(high if dots else low)
+    except ValueError:
+        ends = (0, 0)
+    if not 1 <= ends[0] <= ends[1]:
+        raise UserError(f"engine.num_replicas must be a number >= 1, or MIN..MAX of such, got '{text}'")
+    return ends

@@ -19,6 +19,7 @@ from pipelines.batch.desk import ON_HEAD, start_claims
 from pipelines.batch.monitor import JobState, now
 from pipelines.batch.openai_part import join_parts
 from pipelines.batch.plan import Plan, absolute, make_plan, on_device
+from pipelines.batch.pool import pool_size
 from pipelines.batch.progress import Display, make_display
 from pipelines.batch.resume import Work, open_output
 from pipelines.batch.summary import Result, Seconds, Written
@@ -99,7 +100,7 @@ def _execute(
         f"{plan.source.rows:,} rows in {files:,} file{'s' if files > 1 else ''}{before} -> {plan.output.root.path}"
     )
     engine = plan.job.engine
-    num_cpus = int(engine.num_replicas * plan.placement.total.get("CPU", 1)) + 2
+    num_cpus = int(engine.min_replicas * plan.placement.total.get("CPU", 1)) + 2
     with connect(plan.job.cluster, num_cpus, scratch) as connection:
         import ray
 
@@ -111,12 +112,13 @@ def _execute(
             plan = on_device(plan, Device.cuda if connection.resources.get("GPU") else Device.cpu)
         _check_room(plan, connection.resources)
         seconds = Seconds(plan=plan.seconds, cluster=connection.start_s)
-        monitor = ray.remote(num_cpus=0, resources=ON_HEAD)(Monitor).remote(engine.num_replicas, engine.max_restarts)
+        pool = pool_size(engine, plan.placement, len(work.pending), work.pending_rows, connection.resources)
+        monitor = ray.remote(num_cpus=0, resources=ON_HEAD)(Monitor).remote(pool.most, engine.max_restarts)
         claims = start_claims(plan, work, scratch if plan.job.cluster.address is None else None)
-        actors = ReplicaActors(plan.placement, engine.num_replicas, engine.world_size > 1)
+        actors = ReplicaActors(plan.placement, pool.most, engine.world_size > 1 and not engine.is_elastic)
         connected = now()
         try:
-            consumer = Consumer(build_pipeline(plan, work, run_id, monitor, claims, actors))
+            consumer = Consumer(build_pipeline(plan, work, run_id, monitor, claims, actors, pool))
             with interruptible() as interruption:
                 try:
                     state = watch(consumer, monitor, display, plan, work, interruption, lost)
@@ -156,7 +158,7 @@ def _check_room(plan: Plan, resources: dict[str, float]) -> None:
         UserError: when it cannot.
     """
     for name, amount in plan.placement.total.items():
-        needed = amount * plan.job.engine.num_replicas + (1 if name == "CPU" else 0)
+        needed = amount * plan.job.engine.min_replicas + (1 if name == "CPU" else 0)
         if resources.get(name, 0) < needed:
             have = resources.get(name, 0)
             raise UserError(

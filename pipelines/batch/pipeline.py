@@ -18,6 +18,7 @@ from pipelines.batch.commit import Sink
 from pipelines.batch.identify import Identity, identify
 from pipelines.batch.infer import Infer, Replica
 from pipelines.batch.plan import Plan
+from pipelines.batch.pool import PoolSize
 from pipelines.batch.read import read_split
 from pipelines.batch.resume import Reading, Work
 from pipelines.batch.unit import Parcel, cut_units, over_units, wrap
@@ -80,7 +81,9 @@ def _read(
             yield wrap([Parcel(unit=unit, table=table, note={})])
 
 
-def build_pipeline(plan: Plan, work: Work, run: str, monitor: Any, claims: Any, actors: ReplicaActors) -> Dataset:
+def build_pipeline(
+    plan: Plan, work: Work, run: str, monitor: Any, claims: Any, actors: ReplicaActors, pool: PoolSize
+) -> Dataset:
     """Builds the pipeline; nothing runs before it is iterated.
 
     Args:
@@ -90,6 +93,7 @@ def build_pipeline(plan: Plan, work: Work, run: str, monitor: Any, claims: Any, 
         monitor: handle of the job's `Monitor`.
         claims: handle of the job's `Claims`, or null.
         actors: the replicas' Ray options.
+        pool: how many replicas there are.
 
     Returns:
         A dataset of one row for each unit written; see `commit.COMMITTED`.
@@ -102,7 +106,7 @@ def build_pipeline(plan: Plan, work: Work, run: str, monitor: Any, claims: Any, 
         task=job.task,
         sampling=job.sampling,
         max_model_len=plan.identity.max_model_len,
-        share=engine.num_replicas,
+        share=pool.most,
         folder=plan.output,
         run=run,
         answer_names=plan.answer_names,
@@ -121,8 +125,12 @@ def build_pipeline(plan: Plan, work: Work, run: str, monitor: Any, claims: Any, 
         task=job.task,
     )
     in_flight = units_in_flight(engine.in_flight_rows, work.unit_rows)
-    pool = ActorPoolStrategy(
-        size=engine.num_replicas,
+    if pool.is_elastic:  # Ray's threshold is above what the tasks of `max_tasks_in_flight_per_actor` can reach
+        ray.data.DataContext.get_current().autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+    strategy = ActorPoolStrategy(
+        min_size=pool.fewest,
+        max_size=pool.most,
+        initial_size=pool.first,
         max_tasks_in_flight_per_actor=in_flight + 1,
         max_concurrent_calls_per_actor=in_flight,
         enable_true_multi_threading=True,
@@ -145,8 +153,8 @@ def build_pipeline(plan: Plan, work: Work, run: str, monitor: Any, claims: Any, 
         fn_constructor_kwargs={"replica": replica, "sink": sink, "monitor": monitor, "claims": claims},
         batch_size=1,
         batch_format="pyarrow",
-        compute=pool,
-        ray_remote_args_fn=actors if engine.world_size > 1 else None,
+        compute=strategy,
+        ray_remote_args_fn=actors if actors.is_reserved else None,
         num_cpus=actors.num_cpus,
         num_gpus=actors.num_gpus,
     )

@@ -194,7 +194,7 @@ def _tidy(folder: Folder, written: Iterable[str], done: dict[str, str], known: C
 
 
 def _unit_rows(plan: Plan) -> int:
-    rows = plan.whole.rows // (plan.job.engine.num_replicas * UNITS_PER_REPLICA)
+    rows = plan.whole.rows // (plan.job.engine.max_replicas * UNITS_PER_REPLICA)
     return min(max(rows, MIN_UNIT_ROWS), plan.job.output.rows_per_file)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,21 @@ def place(spec: EngineSpec, device: Device) -> Placement:
         return Placement(bundles=[{"CPU": float(ranks if spec.kind is EngineKind.vllm else 1)}], strategy="STRICT_PACK")
     if spec.vllm.get("distributed_executor_backend") == "ray":
         return Placement(bundles=[{"CPU": 1.0}, *({"CPU": 1.0, "GPU": 1.0} for _ in range(ranks))], strategy="PACK")
-    return Placement(bundles=[{"CPU": 1.0, "GPU": float(ranks)}], strategy="STRICT_PACK")
+    return Placement(bundles=[{"CPU": 1.0, "GPU": ranks / spec.engines_per_device}], strategy="STRICT_PACK")
+
+
+def fitting(placement: Placement, resources: dict[str, float]) -> int:
+    """Returns how many replicas a cluster holds beside a reader.
+
+    Args:
+        placement: what one replica asks for.
+        resources: all that the cluster has.
+    """
+    rooms = []
+    for name, amount in placement.total.items():
+        have = resources.get(name, 0) - (1 if name == "CPU" else 0)
+        rooms.append(int(have / amount + 1e-9) if amount else sys.maxsize)
+    return max(0, min(rooms))
 
 
 class ReplicaActors:
@@ -50,7 +65,7 @@ class ReplicaActors:
         Args:
             placement: what one replica asks for.
             num_replicas: how many there are.
-            is_partitioned: whether a replica's ranks must be reserved together.
+            is_partitioned: whether a replica's ranks are reserved together, before it starts.
         """
         self._placement = placement
         self._groups: list[Any] = []
@@ -64,6 +79,11 @@ class ReplicaActors:
                 self._groups = [make(placement.bundles, strategy=placement.strategy) for _ in range(num_replicas)]
         self._bundle = -1 if len(placement.bundles) == 1 else 0
         self._next = itertools.cycle(self._groups)
+
+    @property
+    def is_reserved(self) -> bool:
+        """Whether replicas go to placement groups."""
+        return bool(self._groups)
 
     @property
     def num_cpus(self) -> float:

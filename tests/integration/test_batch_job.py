@@ -68,8 +68,8 @@ def test_many_files_of_three_formats_go_through_two_replicas_once_each(tmp_path:
     (folder / "c.jsonl").write_text("\n".join(lines))
     out = tmp_path / "out"
     done = manta(
-        *(f"data.input={folder}", f"output.path={out}", "engine.num_replicas=2", "output=jsonl"),
-        *("output.rows_per_file=100", "engine.fault.latency_ms=5"),
+        *(f"data.input={folder}", f"output.path={out}", "engine.num_replicas=1..2", "output=jsonl"),
+        *("output.rows_per_file=100", "engine.fault.latency_ms=5", "engine.max_num_seqs=16"),
     )
     assert done.returncode == 0, done.stderr
     answers = read_answers(out)
@@ -93,7 +93,7 @@ def test_many_files_of_three_formats_go_through_two_replicas_once_each(tmp_path:
     assert "% start-up" in done.stdout
     assert f"{out}/_manta/report.html" in done.stdout
     assert "engine 2" in (out / "_manta" / "report.html").read_text()
-    assert len(record["engine_start_s"]) == 2
+    assert 1 <= len(record["engine_start_s"]) <= 2  # Ray ends engines that are not ready when no units are left
 
 
 def test_a_dead_engine_is_replaced_and_no_row_is_lost_or_doubled(tmp_path: Path) -> None:

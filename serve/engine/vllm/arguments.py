@@ -14,6 +14,8 @@ from serve.engine.adapters import highest_rank
 from serve.engine.placement import cpu_threads
 
 DEFAULT_KV_CACHE_BYTES = 1 << 30
+SHARED_FRACTION = 0.9
+"""Of a GPU's memory that engines share; the rest is for what CUDA and others hold."""
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Source: vllm/config/lora.py, MaxLoRARanks (0.26-0.32)."""
 MAX_ACTIVE_ADAPTERS = 8
@@ -55,6 +57,9 @@ def engine_arguments(model: ModelSpec, spec: EngineSpec, device: Device, task: T
         arguments["enforce_eager"] = True  # compiling takes longer than a small model's whole job
     elif spec.kv_cache_bytes is not None:
         arguments["kv_cache_memory_bytes"] = spec.kv_cache_bytes
+        if spec.engines_per_device > 1:
+            # vLLM refuses to start where less than this is free, whatever its cache is told to take
+            arguments["gpu_memory_utilization"] = SHARED_FRACTION / spec.engines_per_device
     return {**arguments, **spec.vllm}
 
 

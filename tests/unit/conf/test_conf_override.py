@@ -133,7 +133,7 @@ def test_interpolations_in_text_resolve(text: str, expected: str, monkeypatch: p
 
 def test_an_interpolation_in_a_number_resolves(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MANTA_TEST", "3")
-    assert compose("engine.num_replicas=${oc.env:MANTA_TEST}").engine.num_replicas == 3
+    assert compose("engine.max_num_seqs=${oc.env:MANTA_TEST}").engine.max_num_seqs == 3
 
 
 @pytest.mark.parametrize(
@@ -189,8 +189,8 @@ def test_input_is_text_or_a_list(text: str, expected: Any):
 
 
 def test_two_plus_signs_set_a_key_that_exists():
-    job = compose("++data.prompt={{ a, b }}", "++engine.num_replicas=2")
-    assert (job.data.prompt, job.engine.num_replicas) == ("{{ a, b }}", 2)
+    job = compose("++data.prompt={{ a, b }}", "++engine.max_num_seqs=2")
+    assert (job.data.prompt, job.engine.max_num_seqs) == ("{{ a, b }}", 2)
 
 
 def test_a_list_of_stop_texts():

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from conf.schema.engine import Device, EngineKind, EngineSpec
-from serve.engine.placement import ReplicaActors, cpu_threads, place
+from serve.engine.placement import ReplicaActors, cpu_threads, fitting, place
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,7 @@ from serve.engine.placement import ReplicaActors, cpu_threads, place
         ({"tensor_parallel_size": 2, "pipeline_parallel_size": 2}, Device.cpu, [{"CPU": 4}], "STRICT_PACK"),
         ({}, Device.cuda, [{"CPU": 1, "GPU": 1}], "STRICT_PACK"),
         ({"tensor_parallel_size": 4}, Device.cuda, [{"CPU": 1, "GPU": 4}], "STRICT_PACK"),
+        ({"engines_per_device": 2, "kv_cache_bytes": 1 << 30}, Device.cuda, [{"CPU": 1, "GPU": 0.5}], "STRICT_PACK"),
         (
             {"pipeline_parallel_size": 2, "vllm": {"distributed_executor_backend": "ray"}},
             Device.cuda,
@@ -42,6 +43,20 @@ def test_a_fake_engine_takes_one_cpu_whatever_its_sizes() -> None:
 def test_a_replica_of_one_rank_needs_no_placement_group() -> None:
     actors = ReplicaActors(place(EngineSpec(), Device.cuda), 2, is_partitioned=False)
     assert (actors(), actors.num_cpus, actors.num_gpus) == ({}, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "sizes, resources, replicas",
+    [
+        ({}, {"CPU": 8, "GPU": 4}, 4),
+        ({}, {"CPU": 4, "GPU": 4}, 3),  # a reader needs a core
+        ({"tensor_parallel_size": 2}, {"CPU": 8, "GPU": 5}, 2),
+        ({"engines_per_device": 3, "kv_cache_bytes": 1 << 30}, {"CPU": 99, "GPU": 2}, 6),
+        ({}, {"CPU": 8}, 0),
+    ],
+)
+def test_a_cluster_holds_so_many_replicas(sizes: dict, resources: dict, replicas: int) -> None:
+    assert fitting(place(EngineSpec(**sizes), Device.cuda), resources) == replicas
 
 
 def test_each_rank_gets_cores_of_its_own() -> None:
