@@ -59,12 +59,12 @@ def attribute(timeline: Timeline) -> list[Share]:
         timeline: of a job that has ended; see `Timeline.close`.
 
     Returns:
-        One for each of the job's engines; each adds up to `Timeline.wall_s`. A place in which no engine became ready
+        One for each engine that began; each adds up to `Timeline.wall_s`. A place in which no engine became ready
         was starting up all the time.
     """
     fed_s = max((life.fed_s for life in timeline.lives.values() if life.fed_s is not None), default=0.0)
     places = _places(timeline)
-    places += [[] for _ in range(timeline.num_replicas - len(places))]
+    places += [[] for _ in range(timeline.num_begun - len(places))]
     return [_share(lives, timeline.wall_s, fed_s) for lives in places]
 
 

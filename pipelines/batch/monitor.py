@@ -144,6 +144,7 @@ class Monitor:
 
     def _may_start(self) -> float | None:
         self._starts += 1
+        self._timeline.begin()
         if self._starts <= self._num_replicas:
             return 0.0
         for name, report in list(self._state.replicas.items()):

@@ -170,13 +170,19 @@ class Timeline:
     """All replicas of a job, dead ones too."""
 
     num_replicas: int
-    """Engines that the job asked for."""
+    """Engines that the job may have at a time."""
     began_at: float
     """When the cluster was ready, in seconds since the epoch, as are the times of all that is heard."""
+    num_begun: int = 0
+    """Of them, those that began to start: an elastic pool may stay smaller."""
     wall_s: float = 0.0
     """From there to the job's end."""
     lives: dict[str, Life] = field(default_factory=dict)
     """By replica, in the order in which they became ready."""
+
+    def begin(self) -> None:
+        """Notes that an engine begins to start."""
+        self.num_begun = min(self.num_begun + 1, self.num_replicas)
 
     def hear(self, report: Report, at: float) -> None:
         """Takes a report."""
