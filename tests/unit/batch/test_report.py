@@ -114,7 +114,7 @@ def test_every_figure_is_shown() -> None:
     for shown in (
         *("Done", "out/here", "models/small", "0a1b2c3d", "1,234", "1,111", "17 done before", "2,020 tokens saved"),
         *("21 cut off", "0.9321", "1.23M", "25,455/s", "942/s", "1m05s", "48.5 s of it inference", "1.5 s looking"),
-        *("in.jsonl:7", "why?", "→ output", "so", "ray 2.60.0", "f00d", "engine.num_replicas=1", "in.jsonl"),
+        *("in.jsonl:7", "why?", "→ output", "so", "ray 2.60.0", "f00d", "engine.max_num_seqs=256", "in.jsonl"),
         *("2 to 3", "4 to 7", "1,108", "engine 1", "engine 2", "start-up", "starved"),
     ):
         assert shown in text, shown
@@ -196,7 +196,9 @@ def test_a_job_with_nothing_to_do_has_a_page() -> None:
 
 
 def test_a_job_whose_engines_did_not_start_has_a_page() -> None:
-    text = Page(page(Timeline(num_replicas=2, began_at=0.0).close(12.0), interrupted=True)).text
+    timeline = Timeline(num_replicas=2, began_at=0.0)
+    timeline.begin()
+    text = Page(page(timeline.close(12.0), interrupted=True)).text
     assert "100 % start-up" in text
 
 
