@@ -63,8 +63,8 @@ class BatchSpec:
     order: Order = Order.auto
     """Rows with a common prefix run together and long answers in good time (prefix), or rows as they come (input)."""
     window_rows: int = 8192
-    """Rows that a replica holds to order them, 8 bytes a token; one of several replicas also no more than 1/4 of its
-    share of the job. None holds fewer than its engine needs."""
+    """Rows that a replica holds to order them, at 8 bytes a token. More find more in common. One of several replicas
+    holds 1/4 of its share of the job at most, and none less than its engine needs."""
     max_attempts: int = 4
     """A row in flight at so many deaths of engines, at last alone, is a dead letter."""
 

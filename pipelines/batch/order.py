@@ -105,10 +105,12 @@ def plan_order(job: BatchJob, work: Work) -> Ordering:
     is_ordered = job.task is Task.generate if is_auto else job.batch.order is Order.prefix
     if is_ordered:
         share = pending_rows if engine.num_replicas == 1 else pending_rows // (FAIR_PARTS * engine.num_replicas)
-        held = min(job.batch.window_rows, share)
-        if -(-held // unit_rows) > units:
+        spare_rows = slots if job.batch.window_rows < pending_rows or share < pending_rows else 0
+        held = min(job.batch.window_rows + spare_rows, share)
+        if held > units * unit_rows:
             units = -(-held // unit_rows)
-            spare_rows = slots if held < pending_rows else 0
+        else:
+            spare_rows = 0
     units = min(units, MAX_UNITS)
     return Ordering(
         by_prefix=is_ordered and engine.vllm.get("enable_prefix_caching") is not False,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import json
-import os
 import random
 from collections import deque
 from dataclasses import replace
@@ -27,9 +26,9 @@ from conf.schema.task import Task
 from pipelines.batch.order import MAX_UNITS, Ordering, Waiting, Window, plan_order, tokens_as_bytes
 from pipelines.batch.unit import Unit
 
-TRACE = Path(
-    os.environ.get("MANTA_TRACES", Path(__file__).parents[5] / "shared/data"), "mooncake_synthetic_trace.jsonl"
-)
+NAME = "shared/data/mooncake_synthetic_trace.jsonl"
+TRACE = next((path / NAME for path in Path(__file__).parents if (path / NAME).exists()), None)
+"""A public trace; it lies beside the repository where there is one."""
 ORDERING = Ordering(by_prefix=True, longest_first=True, num_seqs=2, units=9, rows=1 << 30, spare_rows=0)
 QUICK = settings(deadline=None, max_examples=300, database=None, derandomize=True)
 
@@ -116,7 +115,7 @@ def test_no_long_answer_holds_the_end() -> None:
         window.add(None, [waiting([n], max_tokens=limit) for n, limit in enumerate(limits)])
         return makespan([one.sampling.max_tokens for one in drained(window)], 64) / best
 
-    assert steps(longest_first=True) < 1.02
+    assert steps(longest_first=True) < 1.05
     assert steps(longest_first=False) > 1.3
 
 
@@ -183,7 +182,7 @@ def test_rows_are_held_back_until_the_others_run_low() -> None:
     for unit in range(4):
         window.add(None, [waiting([10 * n + unit]) for n in range(3)])
     order = [ids[0] for ids in ids_of(drained(window))]
-    assert order[:4] == [0, 1, 10, 11]
+    assert order[:7] == [0, 1, 2, 10, 11, 12, 20]
     assert sorted(order) == sorted(10 * n + unit for n in range(3) for unit in range(4))
 
 
@@ -236,8 +235,10 @@ def test_a_window_of_a_part_of_the_job_gets_most_of_it() -> None:
     assert hit_rate(feed_like_a_replica(prompts, 50, held), 1024) > 0.9 * best
 
 
-@pytest.mark.skipif(not TRACE.exists(), reason="set MANTA_TRACES to the folder of mooncake_synthetic_trace.jsonl")
-def test_a_real_trace_reaches_nine_tenths_of_the_best_possible() -> None:
+@pytest.mark.skipif(TRACE is None, reason="no trace beside the repository")
+@pytest.mark.parametrize("window_rows", [8192])
+def test_a_real_trace_reaches_nine_tenths_of_the_best_possible(window_rows: int) -> None:
+    assert TRACE is not None
     shrink, cache_tokens = 16, 256_000
     size = 512 // shrink
     lines = [json.loads(line) for line in TRACE.read_text().splitlines()]
@@ -248,7 +249,7 @@ def test_a_real_trace_reaches_nine_tenths_of_the_best_possible() -> None:
         for line in lines
     ]
     assert size % BLOCK_TOKENS == 0
-    job = BatchJob(data=DataSpec(input="x"))
+    job = BatchJob(data=DataSpec(input="x"), batch=BatchSpec(window_rows=window_rows))
     work: Any = SimpleNamespace(pending=units_of(len(prompts), 249), pending_rows=len(prompts))
     best, as_input = hit_rate(prompts), hit_rate(prompts, cache_tokens)
     ordered = hit_rate(feed_like_a_replica(prompts, 249, plan_order(job, work)), cache_tokens)
@@ -297,8 +298,8 @@ def test_one_replica_holds_what_the_window_allows() -> None:
     assert planned(1000, 63).units == 16
     assert planned(1000, 63).spare_rows == 0  # all of it at once: nothing follows
     large = planned(100_000, 1000)
-    assert (large.units, large.rows, large.spare_rows) == (9, 9000 - 512, 512)
-    assert planned(100_000, 1000, window_rows=3000).units == 3
+    assert (large.units, large.rows, large.spare_rows) == (9, 9000 - 512, 512)  # 8,192 and what is held back
+    assert planned(100_000, 1000, window_rows=3000).units == 4
     assert planned(100_000, 100).units == MAX_UNITS
 
 
