@@ -109,8 +109,9 @@ def token_limit(value: Any) -> int:
     Raises:
         RequestRejected: when it is none, or below 1.
     """
-    text = repr(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
-    if isinstance(value, bool) or not text.isascii() or not text.isdigit() or not 1 <= int(text) < MAX_LIMIT:
+    text = f"{value:.0f}" if isinstance(value, float) and value.is_integer() else str(value).strip()
+    is_number = text.isascii() and text.isdigit() and len(text) <= 10 and not isinstance(value, bool)
+    if not is_number or not 1 <= int(text) < MAX_LIMIT:
         raise RequestRejected("bad_max_tokens", f"data.max_tokens must be a whole number >= 1, got {value!r:.60}")
     return int(text)
 
