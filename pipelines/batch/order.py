@@ -34,7 +34,7 @@ SLACK = 2
 Owner = TypeVar("Owner")
 
 
-@dataclass(kw_only=True, slots=True)  # not frozen: making one takes a third of the time
+@dataclass(kw_only=True, slots=True)  # not frozen: that costs more to make, for each row
 class Waiting:
     """A request that no engine has got yet. Its tokens are 4 bytes each: a list of ints takes 36."""
 
