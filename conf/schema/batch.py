@@ -41,16 +41,36 @@ class Dedupe(Enum):
     off = "off"
 
 
+class Order(Enum):
+    """How a replica orders the rows that it holds.
+
+    ``prefix`` computes rows whose prompts begin alike next to each other, so that the engine's prefix cache serves
+    them, and begins long answers before the end of the job; ``input`` takes rows as they come. ``auto`` is prefix where
+    answers are text, input where they are vectors.
+    """
+
+    auto = "auto"
+    prefix = "prefix"
+    input = "input"
+
+
 @dataclass(kw_only=True, slots=True)
 class BatchSpec:
     """How rows are scheduled."""
 
     dedupe: Dedupe = Dedupe.deterministic
     """Equal requests run once and fan out: those with temperature 0 or a seed, all, or none."""
+    order: Order = Order.auto
+    """Rows with a common prefix run together and long answers in good time (prefix), or rows as they come (input)."""
+    window_rows: int = 8192
+    """Rows that a replica holds to order them, at 8 bytes a token. More find more in common. One of several replicas
+    holds 1/4 of its share of the job at most, and none less than its engine needs."""
     max_attempts: int = 4
     """A row in flight at so many deaths of engines, at last alone, is a dead letter."""
 
     def __post_init__(self) -> None:
+        if self.window_rows < 1:
+            raise UserError(f"batch.window_rows must be >= 1, got {self.window_rows}")
         if self.max_attempts < 2:
             raise UserError(f"batch.max_attempts must be >= 2, got {self.max_attempts}")
 

@@ -41,6 +41,8 @@ class DataSpec:
     """For task=score, a template for the second text."""
     adapter: str | None = None
     """A column that names each row's LoRA adapter, of model.adapters; null in it is the model alone."""
+    max_tokens: str | None = None
+    """A column with each row's own limit of answer tokens, of at least 1; null in it is sampling.max_tokens."""
     apply_chat_template: bool | None = None
     """Wrap the prompt in the model's chat template; null does so where the model has one."""
     id: str | None = None
@@ -66,8 +68,10 @@ class DataSpec:
         if (self.document is not None) != (task is Task.score):
             rule = "must be set" if task is Task.score else "has no use"
             raise UserError(f"data.document, the second text, {rule} with task={task.value}")
+        if self.max_tokens is not None and task is not Task.generate:
+            raise UserError(f"data.max_tokens has no use with task={task.value}: its answers are no text")
         if self.format is DataFormat.openai_batch:
-            own = ("prompt", "prompt_file", "messages", "system", "adapter", "id", "answer")
+            own = ("prompt", "prompt_file", "messages", "system", "adapter", "max_tokens", "id", "answer")
             if extra := next((key for key in own if getattr(self, key) is not None), None):
                 raise UserError(f"data.{extra} has no use with data.format=openai_batch: each line holds its request")
             return

@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import wait
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,13 +28,15 @@ from conf.schema.task import Task
 from pipelines.batch.commit import Sink, commit
 from pipelines.batch.desk import ClaimsDesk
 from pipelines.batch.monitor import ReplicaReport, now
+from pipelines.batch.order import Feed, Ordering, Window
+from pipelines.batch.turns import Turns
 from pipelines.batch.unit import Parcel, unwrap
 from pipelines.batch.unit_answer import UnitAnswer
 from pipelines.batch.unit_run import UnitRun
 from pipelines.ledger.folder import Folder
 from pipelines.ledger.mark import read_mark
 from serve.engine.errors import EngineDead
-from serve.engine.protocol import Engine, Outcome, Request
+from serve.engine.protocol import Engine, Outcome
 from serve.engine.start import start_engine
 
 REPORT_S = 0.5
@@ -67,6 +69,7 @@ class Replica:
     prefix: str
     max_attempts: int
     is_redrive: bool
+    ordering: Ordering
 
 
 class Infer:
@@ -94,7 +97,7 @@ class Infer:
         self._report = ReplicaReport(replica=uuid.uuid4().hex[:8], began_at=now(), slots=slots)
         self._claims = claims
         self.is_stopping = False
-        self._pumps: set[asyncio.Task[None]] = set()
+        self._samplings: dict[str | None, SamplingSpec] = {}
         self._runs: set[UnitRun] = set()
         self._death = threading.Lock()
         self._alive_at = time.monotonic()
@@ -116,6 +119,7 @@ class Infer:
             raise
         self._report.ready_at = now()
         self._report.engine = self._engine.stats()
+        self._turns = Turns(self._engine, Window(replica.ordering), self._answered)
         asyncio.run_coroutine_threadsafe(self._keep_reporting(), self._loop)
 
     def __call__(self, wrapped: pa.Table) -> pa.Table:
@@ -139,7 +143,7 @@ class Infer:
         if mark is not None and mark.run == self._replica.run:
             # Ray runs a task again when what came of it is lost with a node; this unit is written already
             return replace(parcel, table=parcel.table.slice(0, 0), note={"is_committed": True})
-        answer = UnitAnswer(self._replica, parcel)
+        answer = UnitAnswer(self._replica, parcel, self._samplings)
         run = UnitRun(
             self._replica.folder,
             parcel.unit.id,
@@ -164,44 +168,25 @@ class Infer:
         return done
 
     def ask(
-        self,
-        requests: Iterator[Request],
-        is_alone: bool,
-        on_outcome: Callable[[Outcome], None],
-        on_tick: Callable[[], None],
+        self, feed: Feed, is_alone: bool, on_outcome: Callable[[Outcome], None], on_tick: Callable[[], None]
     ) -> None:
         """Runs requests to their end; see `unit_run.Asking`."""
         self._report.last_request_at = self._report.last_request_at if is_alone else now()
         self._report.first_request_at = self._report.first_request_at or now()
-        self._await(self._pump(requests, is_alone, on_outcome, on_tick))
+        self._await(self._ask(feed, is_alone, on_outcome, on_tick))
 
-    async def _pump(
-        self,
-        requests: Iterator[Request],
-        is_alone: bool,
-        on_outcome: Callable[[Outcome], None],
-        on_tick: Callable[[], None],
+    async def _ask(
+        self, feed: Feed, is_alone: bool, on_outcome: Callable[[Outcome], None], on_tick: Callable[[], None]
     ) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._pumps.add(task)
         self._report.alone += is_alone
-        tick = _Tick(self._loop, on_tick)
-        stream = self._engine.generate(tick.each(requests), exclusive=is_alone)
         try:
-            async for outcome in stream:
-                on_outcome(outcome)
-                tick.soon()
-                self._report.last_answer_at = now()
-                self._report.first_answer_at = self._report.first_answer_at or self._report.last_answer_at
-        except asyncio.CancelledError:
-            if not self.is_stopping:
-                raise
+            await self._turns.ask(feed, is_alone, on_outcome, on_tick)
         finally:
-            self._pumps.discard(task)
             self._report.alone -= is_alone
-            await stream.aclose()  # type: ignore[attr-defined]
-            tick.now()
+
+    def _answered(self) -> None:
+        self._report.last_answer_at = now()
+        self._report.first_answer_at = self._report.first_answer_at or self._report.last_answer_at
 
     def _start_engine(self) -> Engine:
         """Starts the engine, and gives up where the job ends meanwhile."""
@@ -228,8 +213,7 @@ class Infer:
                 return
             if stop and not self.is_stopping:
                 self.is_stopping = True
-                for task in tuple(self._pumps):
-                    task.cancel()
+                self._turns.stop()
             await asyncio.sleep(REPORT_S)
 
     def _watch(self) -> None:
@@ -264,39 +248,6 @@ class Infer:
                 self._ray.get(self._monitor.died.remote(self._report.replica, _cause(error), done), timeout=10)
             finally:
                 os._exit(1)
-
-
-class _Tick:
-    """Calls a function once for all that happens in a turn of an event loop."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
-        self._loop, self._function = loop, function
-        self._is_due = False
-        self._error: BaseException | None = None
-
-    def each(self, requests: Iterator[Request]) -> Iterator[Request]:
-        for request in requests:
-            self.soon()
-            yield request
-
-    def soon(self) -> None:
-        if self._error is not None:
-            raise self._error
-        if not self._is_due:
-            self._is_due = True
-            self._loop.call_soon(self._call)
-
-    def now(self) -> None:
-        self._call()
-        if self._error is not None:
-            raise self._error
-
-    def _call(self) -> None:
-        self._is_due = False
-        try:
-            self._function()
-        except OSError as error:
-            self._error = error
 
 
 def _shared_device(spec: EngineSpec) -> str | None:

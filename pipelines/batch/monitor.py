@@ -87,6 +87,12 @@ class JobState:
         return sum(report.engine.prompt_tokens for report in self.replicas.values())
 
     @property
+    def prefix_hit_rate(self) -> float | None:
+        """Of the prompt tokens, the share that engines' prefix caches held; null where there are none."""
+        cached = sum(report.engine.cached_tokens for report in self.replicas.values())
+        return cached / self.prompt_tokens if self.prompt_tokens else None
+
+    @property
     def completion_tokens(self) -> int:
         """Tokens of the answers."""
         return sum(report.engine.completion_tokens for report in self.replicas.values())

@@ -17,6 +17,7 @@ from conf.schema.engine import Device
 from pipelines.batch.commit import Sink
 from pipelines.batch.identify import Identity, identify
 from pipelines.batch.infer import Infer, Replica
+from pipelines.batch.order import plan_order
 from pipelines.batch.plan import Plan
 from pipelines.batch.pool import PoolSize
 from pipelines.batch.read import read_split
@@ -34,8 +35,6 @@ engine in processes of its own, so it asks for something else.
 
 MAX_READERS, MAX_LOCAL_READERS = 8, 2
 """Tasks that read and tokenize at a time, on a cluster and on this machine."""
-MAX_UNITS = 32
-"""Units that a replica works on at a time, each in a thread."""
 
 
 class UnitSource(Datasource):
@@ -99,6 +98,7 @@ def build_pipeline(
         A dataset of one row for each unit written; see `commit.COMMITTED`.
     """
     job, engine = plan.job, plan.job.engine
+    ordering = plan_order(job, work, pool.most)
     replica = Replica(
         model=job.model,
         engine=engine,
@@ -114,6 +114,7 @@ def build_pipeline(
         prefix=job.output.prefix,
         max_attempts=job.batch.max_attempts,
         is_redrive=work.is_redrive,
+        ordering=ordering,
     )
     sink = Sink(
         folder=plan.output,
@@ -124,15 +125,14 @@ def build_pipeline(
         model=job.model.name,
         task=job.task,
     )
-    in_flight = units_in_flight(engine.in_flight_rows, work.unit_rows)
     if pool.is_elastic:  # Ray's threshold is above what the tasks of `max_tasks_in_flight_per_actor` can reach
         ray.data.DataContext.get_current().autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     strategy = ActorPoolStrategy(
         min_size=pool.fewest,
         max_size=pool.most,
         initial_size=pool.first,
-        max_tasks_in_flight_per_actor=in_flight + 1,
-        max_concurrent_calls_per_actor=in_flight,
+        max_tasks_in_flight_per_actor=ordering.units + 1,
+        max_concurrent_calls_per_actor=ordering.units,
         enable_true_multi_threading=True,
     )
     readers = max(1, min(len(work.readings), MAX_READERS if job.cluster.address else MAX_LOCAL_READERS))
@@ -158,11 +158,6 @@ def build_pipeline(
         num_cpus=actors.num_cpus,
         num_gpus=actors.num_gpus,
     )
-
-
-def units_in_flight(rows_in_flight: int, unit_rows: int) -> int:
-    """Returns the units that a replica works on: enough to keep its slots filled while the last rows of some end."""
-    return min(-(-rows_in_flight // unit_rows) + 1, MAX_UNITS)
 
 
 def _identify(wrapped: pa.Table, identity: Identity) -> pa.Table:

@@ -155,7 +155,7 @@ def _decides(job: BatchJob, fingerprint: str, kind: OutputFormat) -> dict[str, A
     decides["engine.kind"] = job.engine.kind.value
     if job.data.messages is None and job.data.format is not DataFormat.openai_batch:
         decides["data.prompt"] = prompt_source(job.data)
-    for name in ("system", "messages", "document", "adapter", "apply_chat_template", "id"):
+    for name in ("system", "messages", "document", "adapter", "max_tokens", "apply_chat_template", "id"):
         decides[f"data.{name}"] = getattr(job.data, name)
     if job.task is Task.generate:
         decides |= {f"sampling.{name}": value for name, value in asdict(job.sampling).items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from conf.errors import UserError
@@ -17,6 +17,9 @@ from pipelines.batch.source import Source
 from pipelines.batch.template import MessageBuilder
 from serve.engine.errors import RequestRejected
 from serve.engine.prompt import PromptRenderer, load_renderer
+
+MAX_LIMIT = 1 << 31
+"""Tokens of an answer: below what engines count with."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +74,9 @@ class TablePrompter:
         is_chat = own if task is Task.generate or own is not None else False
         self._renderer = load_renderer(model, max_model_len, is_chat)
         self._builder = MessageBuilder(data, columns)
-        self._adapter, self._adapters, self._sampling = data.adapter, model.adapters, sampling
+        self._adapter, self._adapters = data.adapter, model.adapters
+        self._sampling, self._limit = sampling, data.max_tokens
+        self._limited: dict[int, SamplingSpec] = {}
         self.columns = self._builder.columns
 
     def ask(self, row: dict[str, Any]) -> Asked:
@@ -83,10 +88,32 @@ class TablePrompter:
         return Asked(
             text=self._renderer.text(self._builder.messages(row)),
             renderer=self._renderer,
-            sampling=self._sampling,
+            sampling=self._sampling_of(row),
             pair=self._builder.document(row),
             adapter=adapter,
         )
+
+    def _sampling_of(self, row: dict[str, Any]) -> SamplingSpec:
+        value = row[self._limit] if self._limit is not None else None
+        if value is None or value == "":  # of CSV, an empty cell
+            return self._sampling
+        limit = token_limit(value)
+        if limit not in self._limited:
+            self._limited[limit] = replace(self._sampling, max_tokens=limit)
+        return self._limited[limit]
+
+
+def token_limit(value: Any) -> int:
+    """Reads a row's own limit of answer tokens: a whole number, also as text or as a float.
+
+    Raises:
+        RequestRejected: when it is none, or below 1.
+    """
+    text = f"{value:.0f}" if isinstance(value, float) and value.is_integer() else str(value).strip()
+    is_number = text.isascii() and text.isdigit() and len(text) <= 10 and not isinstance(value, bool)
+    if not is_number or not 1 <= int(text) < MAX_LIMIT:
+        raise RequestRejected("bad_max_tokens", f"data.max_tokens must be a whole number >= 1, got {value!r:.60}")
+    return int(text)
 
 
 class OpenAIPrompter:

@@ -155,6 +155,7 @@ class Result:
             "rows_per_s": now.rows / s.inference if s.inference else None,
             "prompt_tokens_per_s": now.engine_prompt_tokens / s.inference if s.inference else None,
             "completion_tokens_per_s": now.engine_completion_tokens / s.inference if s.inference else None,
+            "prefix_hit_rate": state.prefix_hit_rate,
             "engine_start_s": [report.engine.start_s for report in state.replicas.values()],
             "engine_restarts": state.restarts,
             "engine_deaths": state.deaths,
@@ -200,10 +201,11 @@ class Result:
     def _speed(self, now: Totals) -> list[str]:
         s, tokens_in, tokens_out = self.seconds, now.engine_prompt_tokens, now.engine_completion_tokens
         rate = s.inference or 1.0
+        cached = f" ({self.state.prefix_hit_rate:.1%} of the prompts cached)" if self.state.prefix_hit_rate else ""
         return [
             f"  tokens       {tokens_in:>9,} in ({tokens_in / rate:,.0f}/s), "
             f"{tokens_out:,} out ({tokens_out / rate:,.0f}/s), "
-            f"{now.rows / rate:,.1f} rows/s",
+            f"{now.rows / rate:,.1f} rows/s{cached}",
             f"  time         {s.plan:.1f} s look, {s.cluster:.1f} s Ray, {s.engines:.1f} s engines, "
             f"{s.inference:.1f} s inference, {s.total:.1f} s in all",
             f"  engine time  {in_words(total(self.shares))}",

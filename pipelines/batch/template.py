@@ -67,11 +67,13 @@ class MessageBuilder:
         self._prompt: jinja2.Template | None = None
         self._system: jinja2.Template | None = None
         self._document: jinja2.Template | None = None
-        names = {name for name in (spec.messages, spec.adapter) if name is not None}
+        names = {name for name in (spec.messages, spec.adapter, spec.max_tokens) if name is not None}
         self.columns: list[str] = sorted(names)
         """The columns that are read."""
         if spec.adapter is not None:
             _check_columns({spec.adapter}, columns, "data.adapter")
+        if spec.max_tokens is not None:
+            _check_columns({spec.max_tokens}, columns, "data.max_tokens")
         if spec.messages is not None:
             _check_columns({spec.messages}, columns, "data.messages")
             return

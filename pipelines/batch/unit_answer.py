@@ -7,23 +7,37 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from conf.schema.sampling import SamplingSpec
 from pipelines.batch import columns as c
 from pipelines.batch.answers import PREFIX, answer_columns
 from pipelines.batch.former import read_former
 from pipelines.batch.identify import row_sampling
+from pipelines.batch.order import Waiting, tokens_as_bytes
 from pipelines.batch.unit import Parcel
 from pipelines.batch.unit_run import Found
-from serve.engine.protocol import Completion, Outcome, Rejection, Request
+from serve.engine.protocol import Completion, Outcome, Rejection
 
 if TYPE_CHECKING:
     from pipelines.batch.infer import Replica
+
+MAX_SAMPLINGS = 1024
+"""Different sampling parameters that are kept for the next units: an engine makes its own of each once."""
 
 
 class UnitAnswer:
     """Makes requests of a unit's rows, and columns of what came of them."""
 
-    def __init__(self, replica: Replica, parcel: Parcel) -> None:
-        """Args: what the rows are asked, and the unit as `identify` left it."""
+    def __init__(
+        self, replica: Replica, parcel: Parcel, samplings: dict[str | None, SamplingSpec] | None = None
+    ) -> None:
+        """Makes the requests.
+
+        Args:
+            replica: what the rows are asked.
+            parcel: the unit as `identify` left it.
+            samplings: rows' own sampling parameters, as JSON and made; those that are missing are added.
+        """
+        samplings = {} if samplings is None else samplings
         self._replica, self._parcel = replica, parcel
         table = parcel.table
         self._entries: list[str | None] = table.column(c.ENTRY).to_pylist()
@@ -33,17 +47,21 @@ class UnitAnswer:
             self._recall(table)
         self.bad_rows = self._entries.count(None)
         """Rows that make no request."""
-        self.requests: dict[str, Request] = {}
+        self.requests: dict[str, Waiting] = {}
         """By entry."""
-        tokens = table.column(c.TOKENS).to_pylist()
+        tokens = tokens_as_bytes(table.column(c.TOKENS))
         splits, adapters = table.column(c.SPLIT).to_pylist(), table.column(c.ADAPTER).to_pylist()
         own = table.column(c.SAMPLING).to_pylist()
-        specs = {text: row_sampling(text, replica.sampling) for text in set(own)}
+        if len(samplings) > MAX_SAMPLINGS:
+            samplings.clear()
+        for text in set(own).difference(samplings):
+            samplings[text] = row_sampling(text, replica.sampling)
+        specs = {text: samplings[text] for text in set(own)}
         for index, entry in enumerate(self._entries):
             if entry is not None and entry not in self.requests:
-                self.requests[entry] = Request(
+                self.requests[entry] = Waiting(
                     id=f"{parcel.unit.id}-{index}",
-                    token_ids=tokens[index] or [],
+                    tokens=tokens[index],
                     sampling=specs[own[index]],
                     split=splits[index],
                     adapter=adapters[index],

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from pipelines.batch.order import Feed, Waiting
 from pipelines.ledger.claims import Answer
 from pipelines.ledger.folder import Folder
 from pipelines.ledger.log import History, LogWriter, read_history
 from pipelines.ledger.outcome import decode, encode, outcome_of, plain_outcome
-from serve.engine.protocol import Outcome, Rejection, Request
+from serve.engine.protocol import Outcome, Rejection
 
 ASK_AGAIN_S = 0.25
 """Seconds between two questions whether another replica has answered."""
@@ -39,11 +39,11 @@ class Desk(Protocol):
 class Asking(Protocol):
     """The engine, seen from a thread."""
 
-    def ask(self, requests: Iterator[Request], is_alone: bool, on_outcome: Any, on_tick: Any) -> None:
+    def ask(self, feed: Feed, is_alone: bool, on_outcome: Any, on_tick: Any) -> None:
         """Runs requests to their end, or until the job is stopped.
 
         Args:
-            requests: taken one by one, as the engine has room.
+            feed: the requests; each begins as the engine has room for it.
             is_alone: whether nothing else may be in the engine meanwhile.
             on_outcome: called for each outcome, in the engine's thread.
             on_tick: called there after each run of outcomes, and of requests taken.
@@ -88,7 +88,7 @@ class UnitRun:
         self.log = LogWriter(folder, unit, run, replica)
         self._unsettled: list[tuple[bytes, bytes]] = []
 
-    def answer(self, requests: dict[str, Request], former: dict[str, Outcome], engine: Asking) -> Found:
+    def answer(self, requests: dict[str, Waiting], former: dict[str, Outcome], engine: Asking) -> Found:
         """Answers requests, each once.
 
         Args:
@@ -139,7 +139,7 @@ class UnitRun:
         mine = [e for e in entries if e not in found.outcomes and shared.get(e) not in others]
         return mine, [e for e in entries if shared.get(e) in others]
 
-    def _run_all(self, requests: dict[str, Request], history: History, found: Found, engine: Asking) -> None:
+    def _run_all(self, requests: dict[str, Waiting], history: History, found: Found, engine: Asking) -> None:
         clean = [entry for entry in requests if not history.attempts[entry]]
         if clean:
             self._run_some(clean, requests, found, engine, is_alone=False)
@@ -149,20 +149,18 @@ class UnitRun:
             self._run_some(group, requests, found, engine, is_alone=True)
 
     def _run_some(
-        self, entries: list[str], requests: dict[str, Request], found: Found, engine: Asking, is_alone: bool
+        self, entries: list[str], requests: dict[str, Waiting], found: Found, engine: Asking, is_alone: bool
     ) -> None:
         entry_of = {requests[entry].id: entry for entry in entries}
+        first = requests[entries[0]].id
 
-        def feed() -> Iterator[Request]:
-            if (
-                is_alone
-            ):  # here, and not before: until the engine asks for the first, it may hold others, and die of them
+        def begin(waiting: Waiting) -> None:
+            if not is_alone:
+                self.log.begin(entry_of[waiting.id])
+            elif waiting.id == first:
+                # here, and not before: until the engine asks for the first, it may hold others, and die of them
                 self.log.begin_alone(entries)
                 self.log.flush(is_last=True)
-            for entry in entries:
-                if not is_alone:
-                    self.log.begin(entry)
-                yield requests[entry]
 
         def keep(outcome: Outcome) -> None:
             entry = entry_of[outcome.request_id]
@@ -171,7 +169,7 @@ class UnitRun:
             self.log.end(entry, encoded)
             self._settle(entry, encoded)
 
-        engine.ask(feed(), is_alone, keep, self.log.flush)
+        engine.ask(Feed([requests[entry] for entry in entries], begin), is_alone, keep, self.log.flush)
 
     def _is_poison(self, history: History, entry: str) -> bool:
         # a process that ends without a word may have been ended by others: more such deaths are wanted

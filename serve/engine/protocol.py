@@ -53,6 +53,8 @@ class Completion:
     samples: tuple[Sample, ...]
     """`SamplingSpec.n` of them."""
     prompt_tokens: int
+    cached_tokens: int = field(default=0, compare=False)
+    """Of the prompt's, those that the engine's prefix cache held; not part of the answer."""
 
     @property
     def text(self) -> str:
@@ -78,6 +80,8 @@ class Pooled:
     vector: bytes
     """float32, little-endian: an embedding, a probability for each class, or one score."""
     prompt_tokens: int
+    cached_tokens: int = field(default=0, compare=False)
+    """See `Completion`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,6 +109,8 @@ class EngineStats:
     """Requests that were answered, vectors included."""
     rejections: int = 0
     prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens that the prefix cache held."""
     completion_tokens: int = 0
     running: int = 0
     """Requests that it holds now, waiting ones included."""
@@ -118,6 +124,7 @@ class EngineStats:
             return
         self.completions += 1
         self.prompt_tokens += outcome.prompt_tokens
+        self.cached_tokens += outcome.cached_tokens
         if isinstance(outcome, Completion):
             self.completion_tokens += outcome.completion_tokens
 

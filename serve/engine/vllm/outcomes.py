@@ -25,18 +25,18 @@ def outcome(task: Task, request: Request, output: Any) -> Outcome:
         request: what was asked.
         output: vLLM's RequestOutput, or for the other tasks than generate its PoolingRequestOutput.
     """
-    prompt_tokens = len(output.prompt_token_ids or ())
+    tokens = {"prompt_tokens": len(output.prompt_token_ids or ()), "cached_tokens": output.num_cached_tokens or 0}
     if task is not Task.generate:
         numbers = output.outputs.data.flatten().float().cpu().numpy()
         vector = numbers.astype("<f4").tobytes()
-        return Pooled(request_id=request.id, vector=vector, prompt_tokens=prompt_tokens)
+        return Pooled(request_id=request.id, vector=vector, **tokens)
     if any(answer.finish_reason == "error" for answer in output.outputs):
         # in 0.26-0.32 a grammar that did not compile, or that refused a token after all
         message = "vLLM ended it with an error; its log says why"
         error = "bad_grammar" if has_grammar(request.sampling) else "engine_rejected"
         return Rejection(request_id=request.id, error=error, message=message)
     samples = tuple(_sample(answer, request.sampling.logprobs) for answer in output.outputs)
-    return Completion(request_id=request.id, samples=samples, prompt_tokens=prompt_tokens)
+    return Completion(request_id=request.id, samples=samples, **tokens)
 
 
 def _sample(answer: Any, logprobs: int | None) -> Sample:
@@ -109,5 +109,5 @@ async def cosine(request: Request, embed: Callable[[Request], Awaitable[Outcome]
     first, second = (np.frombuffer(half.vector, "<f4").astype("f8") for half in halves)
     length = float(np.linalg.norm(first) * np.linalg.norm(second))
     score = np.array([first @ second / length if length else 0.0], "<f4")
-    tokens = sum(half.prompt_tokens for half in halves)
-    return Pooled(request_id=request.id, vector=score.tobytes(), prompt_tokens=tokens)
+    tokens, cached = (sum(getattr(half, name) for half in halves) for name in ("prompt_tokens", "cached_tokens"))
+    return Pooled(request_id=request.id, vector=score.tobytes(), prompt_tokens=tokens, cached_tokens=cached)

@@ -12,6 +12,9 @@ from serve.engine.adapters import check_adapter_name
 from serve.engine.protocol import Request
 from serve.engine.vllm.grammar import grammar
 
+MAX_MADE = 1024
+"""Parameters that are kept: rows of several units come by turns."""
+
 
 class Questions:
     """Makes what vLLM takes. Parameters are made once for rows that share a node."""
@@ -24,8 +27,7 @@ class Questions:
         self._folders = dict(adapters)
         self._adapters: dict[str, Any] = {}
         self._has_token_types = False
-        self._spec: SamplingSpec | None = None
-        self._made: Any = None
+        self._made: dict[int, tuple[SamplingSpec | None, Any]] = {}
 
     def bind(self, model_config: Any, tokenizer: Any, supported_tasks: Sequence[str]) -> None:
         """Learns what the loaded model can do.
@@ -64,19 +66,21 @@ class Questions:
             Exception: what vLLM raises against the values; see `outcomes.request_errors`.
         """
         if self.task is Task.generate:
-            if request.sampling is not self._spec:
-                self._made = sampling_parameters(request.sampling)
-                self._spec = request.sampling
-            return self._made
+            spec = request.sampling
+            if id(spec) not in self._made:
+                if len(self._made) >= MAX_MADE:
+                    self._made.clear()
+                self._made[id(spec)] = spec, sampling_parameters(spec)  # with the node, whose id must stay its own
+            return self._made[id(spec)][1]
         from vllm import PoolingParams
 
         if self._has_token_types and request.split is not None:
             # the index of the first token of type 1; source: vllm's compress_token_type_ids
             extra = {"compressed_token_type_ids": request.split}
             return PoolingParams(task=self._pooling_task, extra_kwargs=extra)  # type: ignore[arg-type]
-        if self._made is None:
-            self._made = PoolingParams(task=self._pooling_task)  # type: ignore[arg-type]
-        return self._made
+        if not self._made:
+            self._made[0] = None, PoolingParams(task=self._pooling_task)  # type: ignore[arg-type]
+        return self._made[0][1]
 
     def adapter(self, request: Request) -> Any:
         """Returns vLLM's LoRARequest, or None for the model alone.

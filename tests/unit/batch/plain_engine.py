@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from conf.schema.sampling import SamplingSpec
+from pipelines.batch.order import Waiting
 from pipelines.batch.unit_run import Found, UnitRun
 from pipelines.ledger.claims import Answer, Claims
 from pipelines.ledger.folder import Folder
@@ -20,8 +21,8 @@ def entry(number: int) -> str:
     return f"{number:032x}"
 
 
-def requests(*numbers: int) -> dict[str, Request]:
-    return {entry(n): Request(id=f"{UNIT}-{n}", token_ids=[n], sampling=SamplingSpec()) for n in numbers}
+def requests(*numbers: int) -> dict[str, Waiting]:
+    return {entry(n): Waiting(id=f"{UNIT}-{n}", tokens=n.to_bytes(4), sampling=SamplingSpec()) for n in numbers}
 
 
 def said(number: int) -> Completion:
@@ -89,7 +90,7 @@ class PlainDesk:
 
 def run(
     folder: Folder,
-    asked: dict[str, Request],
+    asked: dict[str, Waiting],
     engine: Engine,
     replica: str = "a",
     desk: PlainDesk | None = None,

@@ -131,6 +131,17 @@ def test_a_row_that_could_not_be_read_keeps_its_error(demo_model: Path) -> None:
     assert table.column(c.ENTRY).to_pylist() == [None]
 
 
+def test_a_rows_own_limit_is_part_of_its_request_and_a_bad_one_an_error(demo_model: Path) -> None:
+    table = rows("a", "a", "a", "a", "a").append_column("n", pa.array(["3", "3", None, "", "0"]))
+    limited = identity(demo_model)
+    limited = replace(limited, data=replace(limited.data, max_tokens="n"), columns=["q", "n"])
+    table = identify(table, limited)
+    keys = table.column(c.REQUEST_KEY).to_pylist()
+    assert (keys[0] == keys[1], keys[2] == keys[3], len(set(keys))) == (True, True, 3)
+    assert table.column(c.SAMPLING).to_pylist() == ['{"max_tokens": 3}'] * 2 + [None] * 3
+    assert table.column(c.ERROR).to_pylist() == [None] * 4 + ["bad_max_tokens"]
+
+
 @pytest.mark.parametrize("change", ["weights", "tokenizer.json", "config.json", "dtype", "chat_template", "adapter"])
 def test_a_models_fingerprint_changes_with_each_of_its_parts(tmp_path: Path, change: str) -> None:
     for folder in ("model", "adapter"):

@@ -99,8 +99,8 @@ def write(folder: Folder, done: Parcel) -> None:
 
 def test_rows_that_ask_the_same_make_one_request_and_all_get_its_answer(folder: Folder) -> None:
     one = UnitAnswer(replica(folder), parcel(A, B, A, None, A))
-    assert {entry: request.token_ids for entry, request in one.requests.items()} == {A: [97, 1], B: [98, 1]}
-    assert len({request.id for request in one.requests.values()}) == 2
+    assert {entry: waiting.request().token_ids for entry, waiting in one.requests.items()} == {A: [97, 1], B: [98, 1]}
+    assert len({waiting.id for waiting in one.requests.values()}) == 2
     done = one.parcel(Found(outcomes={A: said("of a"), B: rejected()}))
     assert answered(done) == [
         ("1", "of a", None, 1),

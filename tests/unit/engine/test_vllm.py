@@ -95,7 +95,7 @@ def answer(**fields: Any) -> SimpleNamespace:
 
 
 def output(*answers: SimpleNamespace) -> SimpleNamespace:
-    return SimpleNamespace(prompt_token_ids=[1, 2, 3], outputs=list(answers), finished=True)
+    return SimpleNamespace(prompt_token_ids=[1, 2, 3], num_cached_tokens=2, outputs=list(answers), finished=True)
 
 
 def test_all_samples_are_kept_in_their_order() -> None:
