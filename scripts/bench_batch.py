@@ -70,7 +70,7 @@ class Case:
         Raises:
             ValueError: for anything else.
         """
-        model, workload, rows = text.rsplit(":", 2)
+        model, workload, rows = [*text.rsplit(":", 2), "", ""][:3]
         if workload not in WORKLOADS or not rows.isdigit():
             raise ValueError(f"'{text}': no MODEL:WORKLOAD:ROWS (workloads are {', '.join(WORKLOADS)})")
         if workload != "tickets":
@@ -127,7 +127,8 @@ def measure(contender: Contender, task: Task, args: argparse.Namespace, facts: d
     environment = {**task.environment, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
     words = [str(SCRIPTS / "bench_runners.py"), str(task_file)]
     output, wall_s, peak = run_measured(words, environment, args.timeout_s)
-    results = json.loads(output[output.rindex("RESULT ") :].removeprefix("RESULT "))
+    line = next(line for line in output.splitlines() if line.startswith("RESULT "))  # vLLM prints there too
+    results = json.loads(line.removeprefix("RESULT "))
     together = sum(result["inference_s"] for result in results)
     measured = []
     for result in results:
