@@ -73,6 +73,7 @@ def run_manta(task: Task) -> list[dict[str, Any]]:
         "completion_tokens": record["completion_tokens"],
         "inference_s": seconds["inference"],
         "first_row_s": seconds["plan"] + seconds["cluster"] + seconds["engines"],
+        "prefix_hit_rate": record.get("prefix_hit_rate"),
         "wall_s": time.time() - began,
         "record": {key: value for key, value in record.items() if key not in ("job", "inputs", "versions")},
     }
