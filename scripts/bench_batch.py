@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -241,6 +242,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Runs all cases, prints the tables, writes the JSON; 1 where a runner failed."""
     args = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a runner is ended with it
     report: dict[str, Any] = {
         "command": shlex.join(["python", "scripts/bench_batch.py", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),

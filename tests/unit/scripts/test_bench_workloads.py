@@ -116,7 +116,7 @@ def test_prefix_has_the_best_hit_rate_of_the_real_trace():
     assert len(rows) == len(requests)
     rate = w.best_hit_rate(row.token_ids for row in rows)
     assert rate == pytest.approx(_whole_block_rate(requests, 32), abs=1e-9)
-    assert 0.2 < rate < 0.7
+    assert rate > 0.1
 
 
 def test_prefix_needs_its_trace_and_whole_blocks(tmp_path):
