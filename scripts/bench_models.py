@@ -1,0 +1,113 @@
+"""Models for benchmarks: a folder made of a config, with weights that vLLM draws (``load_format=dummy``).
+
+Their tokenizer has a word for each token id, its decimal number, and their chat template adds nothing. So the text of a
+prompt says its tokens exactly, also to tools that take nothing but chats, and every token of an answer is a word.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = {"demo": ROOT / "demo" / "model"}
+"""Real checkpoints, for the tickets."""
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "max_position_embeddings": 131072,
+    "mlp_bias": False,
+    "rms_norm_eps": 1e-05,
+    "rope_parameters": {"rope_theta": 500000.0, "rope_type": "default"},
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+    "transformers_version": "5.17.0",
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+QWEN = LLAMA | {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "attention_bias": True,
+    "rms_norm_eps": 1e-06,
+    "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"},
+    "rope_theta": 1000000.0,
+    "use_sliding_window": False,
+    "tie_word_embeddings": True,
+}
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+CONFIGS: dict[str, dict[str, Any]] = {
+    "tiny": LLAMA | dict(zip(SIZES, (128, 2, 2, 1, 256), strict=True), vocab_size=4096),
+    "qwen_500m": QWEN | dict(zip(SIZES, (896, 24, 14, 2, 4864), strict=True), vocab_size=151936),
+    "llama_1b": LLAMA | dict(zip(SIZES, (2048, 22, 32, 4, 5632), strict=True), vocab_size=32000),
+    "llama_8b": LLAMA | dict(zip(SIZES, (4096, 32, 32, 8, 14336), strict=True), vocab_size=128256),
+}
+"""Sizes of Qwen2.5-0.5B, TinyLlama-1.1B and Llama-3-8B; `tiny` is for trying the benchmark itself."""
+
+
+def model_config(name: str) -> dict[str, Any]:
+    """Returns a model's config.json.
+
+    Args:
+        name: a key of `CONFIGS`, with other sizes after it where wanted: ``llama_1b,num_hidden_layers=4``.
+
+    Raises:
+        ValueError: for a name or a size that is none.
+    """
+    base, *changes = name.split(",")
+    if base not in CONFIGS:
+        raise ValueError(f"no model '{base}' (there are {', '.join([*SHIPPED, *CONFIGS])})")
+    config = dict(CONFIGS[base])
+    for change in changes:
+        key, _, value = change.partition("=")
+        if key not in (*SIZES, "vocab_size", "max_position_embeddings") or not value.isdigit():
+            raise ValueError(f"model '{name}': '{change}' is no size (there are {', '.join(SIZES)}, vocab_size)")
+        config[key] = int(value)
+    return config | {"head_dim": config["hidden_size"] // config["num_attention_heads"]}
+
+
+def num_parameters(config: dict[str, Any]) -> int:
+    """Returns the weights of a config, embeddings included."""
+    hidden, heads, kv_heads = (config[k] for k in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
+    attention = 2 * hidden * config["head_dim"] * (heads + kv_heads)
+    if config["attention_bias"]:
+        attention += config["head_dim"] * (heads + 2 * kv_heads)
+    layer = attention + 3 * hidden * config["intermediate_size"] + 2 * hidden
+    embeddings = config["vocab_size"] * hidden * (1 if config["tie_word_embeddings"] else 2)
+    return config["num_hidden_layers"] * layer + embeddings + hidden
+
+
+def make_model(config: dict[str, Any], folder: Path) -> None:
+    """Writes config and tokenizer of a model without weights."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "post_processor": None,
+        "decoder": None,
+        "model": {
+            "type": "WordLevel",
+            "vocab": {str(token): token for token in range(config["vocab_size"])},
+            "unk_token": "0",
+        },
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": config["max_position_embeddings"],
+        "chat_template": "{% for message in messages %}{{ message['content'] }}{% endfor %}",
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
