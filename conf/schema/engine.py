@@ -82,6 +82,8 @@ class EngineSpec:
     """Devices that share each layer."""
     pipeline_parallel_size: int = 1
     """Groups of devices that share the layers."""
+    engines_per_device: int | None = None
+    """Engines that share a GPU: small models do not fill one. Null: one; manta plan says where more would gain."""
     max_model_len: int | None = None
     """Context in tokens, prompt and answer together; the model's own where null."""
     max_num_seqs: int = 256
@@ -106,7 +108,7 @@ class EngineSpec:
         for key in ("num_replicas", "tensor_parallel_size", "pipeline_parallel_size", "max_num_seqs"):
             if getattr(self, key) < 1:
                 raise UserError(f"engine.{key} must be >= 1, got {getattr(self, key)}")
-        for key in ("max_model_len", "max_in_flight", "kv_cache_bytes"):
+        for key in ("engines_per_device", "max_model_len", "max_in_flight", "kv_cache_bytes"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"engine.{key} must be >= 1 or null, got {value}")

@@ -45,5 +45,10 @@ class HardwareSpec:
 
 def profiles() -> dict[str, HardwareSpec]:
     """Returns the shipped profiles by name."""
-    loaded = {path.stem: OmegaConf.load(path) for path in sorted(PROFILES.glob("*.yaml")) if path.stem != "auto"}
-    return {name: HardwareSpec(**{str(key): node[key] for key in node}) for name, node in loaded.items()}
+    found: dict[str, HardwareSpec] = {}
+    for path in sorted(PROFILES.glob("*.yaml")):
+        node = OmegaConf.to_container(OmegaConf.load(path))
+        assert isinstance(node, dict)
+        if path.stem != "auto":
+            found[path.stem] = HardwareSpec(**{str(key): value for key, value in node.items()})
+    return found

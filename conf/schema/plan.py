@@ -9,9 +9,11 @@ from conf.errors import UserError
 
 @dataclass(kw_only=True, slots=True)
 class PlanSpec:
-    """A forecast from a sample of the input. How long answers are comes from the first of these that there is:
-    answer_column, answer_job, data.answer, a former record in output.path, assumed_fraction.
-    """  # noqa: D205
+    """A forecast from a sample of the input.
+
+    How long answers are comes from the first of these that there is: answer_column, answer_job, a former record in
+    output.path, data.answer, assumed_fraction.
+    """
 
     sample_rows: int = 2_000
     """Rows that are rendered and tokenized; a smaller input is read whole."""

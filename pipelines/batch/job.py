@@ -24,6 +24,7 @@ from pipelines.batch.resume import Work, open_output
 from pipelines.batch.summary import Result, Seconds, Written
 from pipelines.batch.terminal import divert_output, scratch_folder
 from pipelines.batch.watch import Consumer, JobFailed, interruptible, unwritable, watch
+from pipelines.forecast.actual import with_prediction
 from pipelines.ledger.folder import Folder
 from pipelines.ledger.lease import Lease
 
@@ -62,7 +63,7 @@ def run_plan(plan: Plan, find_work: Callable[[Plan], Work]) -> int:
             except JobFailed as error:
                 print(f"manta batch: {error}\nlogs: {plan.output.logs.path}", file=sys.stderr)
                 return 1
-            record = json.dumps(result.record(), indent=2, ensure_ascii=False)
+            record = json.dumps(with_prediction(result.plan, result.record()), indent=2, ensure_ascii=False)
             plan.output.record.write_bytes(record.encode())
             if plan.format is OutputFormat.openai_batch:
                 join_parts(plan.output, result.work.units)

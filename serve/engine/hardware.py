@@ -79,7 +79,9 @@ def find_hardware(spec: HardwareSpec, device: Device, num_gpus: int) -> Hardware
         if getattr(full, key) is None:
             hint = f"{nearest(name, known)} (there are {', '.join(known)})"
             raise UserError(f"hardware.{key} must be set: no profile is named '{name}'{hint}")
-    assert full.memory_bytes and full.bytes_per_s and full.bf16_flop_per_s
+    assert full.memory_bytes is not None
+    assert full.bytes_per_s is not None
+    assert full.bf16_flop_per_s is not None
     flops = {"bf16": full.bf16_flop_per_s, "fp32": full.bf16_flop_per_s / 2}
     flops |= {"fp8": full.fp8_flop_per_s or 0.0, "int8": full.int8_flop_per_s or 0.0}
     return Hardware(

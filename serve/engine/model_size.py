@@ -109,10 +109,8 @@ def measure_model(
     is_online = method is not None and not _in_config(config)
     from_files = _file_bytes(tensors, bytes_each)
     kv_bytes = _kv_bytes(text, parts, bytes_each, str(arguments.get("kv_cache_dtype") or "auto"))
-    kind = (
-        {4.0: "fp32", 2.0: "bf16"}[bytes_each] if bits is None else {4: "int4", 8: method or "int8"}.get(bits, "int4")
-    )
     plain = "bf16" if bytes_each == 2.0 else "fp32"
+    kind = plain if bits is None else method or "int8" if bits == 8 else f"int{bits}"
     return ModelSize(
         parameters=parts.total,
         active_parameters=parts.active,

@@ -28,12 +28,14 @@ CPU_EFFICIENCY = 0.67
 """Of `hardware.CPU_FLOP_PER_S`, which is what was fitted."""
 CPU_STEP_S = 4e-3
 CPU_SEQUENCE_S = 80e-6
-"""On two CPU cores, for a step and for a sequence's token. Fitted to the demo's model, 256 sequences: 83 to 98 rows/s of
-43 tokens (docs/benchmarks/batch_cpu.md), and to a model of 1 M: 400 rows/s of 16 tokens."""
+"""On two CPU cores, for a step and for a sequence's token. Fitted to the demo's model, 256 sequences: 83 to 98 rows/s
+of 43 tokens (docs/benchmarks/batch_cpu.md), and to a model of 1 M: 400 rows/s of 16 tokens."""
 BATCHED_TOKENS = 8192
 """Tokens that vLLM computes in a step at most. Source: vllm/engine/arg_utils.py (0.26-0.32), of AsyncLLM on a GPU."""
 CPU_BATCHED_TOKENS = 2048
 LINK_EFFICIENCY = 0.6
+PIPELINE_EFFICIENCY = 0.85
+"""Of a pipeline's stages, which never take equally long. Assumed."""
 REDUCE_S = 12e-6
 """Latency of one all-reduce between GPUs of a host; two a layer. Assumed."""
 
@@ -122,7 +124,7 @@ def predict_rate(
     # stages hide it in part: one process schedules all groups
     alone = device + cpu
     shared = engines_per_device * alone if is_cpu else max(engines_per_device * device, alone)
-    rows = engines_per_device * n / shared
+    rows = engines_per_device * n / shared * (PIPELINE_EFFICIENCY if pp > 1 else 1.0)
     bound = "cpu" if cpu > device and shared == alone else "compute" if compute >= memory else "memory"
     return Rate(rows_per_s=rows, step_s=shared / steps, bound=bound)
 

@@ -1,0 +1,95 @@
+"""`manta plan`, and `manta batch dry_run=true`: looks at a job without running it."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from cluster.connect import local_devices
+from conf.errors import UserError
+from conf.schema.batch import BatchJob
+from conf.schema.engine import Device, EngineKind
+from pipelines.batch.plan import Plan, absolute, make_plan
+from pipelines.forecast.efficiency import key_of, look_up
+from pipelines.forecast.forecast import Forecast, make_forecast
+from pipelines.forecast.lengths import answer_lengths
+from pipelines.forecast.page import page
+from pipelines.forecast.sample import take_sample
+from pipelines.forecast.warning import warnings_of
+from serve.engine.capability import overridden
+from serve.engine.hardware import Hardware, find_hardware
+from serve.engine.model_size import ModelSize, measure_model
+from serve.engine.prompt import read_model_config
+
+
+def run(job: BatchJob) -> int:
+    """Prints the forecast of a job.
+
+    Returns:
+        The exit code; see `conf.cli`.
+
+    Raises:
+        UserError: for what `manta batch` would refuse, and for a model that does not fit on the devices.
+    """
+    began = time.monotonic()
+    forecast = forecast_job(absolute(job))
+    looked = time.monotonic() - began
+    text = json.dumps({**forecast.plain(), "looked_s": looked}, indent=2, ensure_ascii=False)
+    place = job.plan.json_file
+    print(text if place == "-" else page(forecast, job.engine, looked))
+    if place is not None and place != "-":
+        try:
+            Path(place).expanduser().write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"plan.json_file={place}: cannot be written: {error.strerror}") from error
+    return 0
+
+
+def forecast_job(job: BatchJob) -> Forecast:
+    """Looks at a job's input, model and devices, and makes its forecast. Takes no GPU, starts nothing.
+
+    Args:
+        job: with absolute paths.
+
+    Raises:
+        UserError: see `run`.
+    """
+    # the devices of the plan are those of `hardware`, which this machine need not have
+    plan = make_plan(replace(job, engine=replace(job.engine, device=Device.auto)))
+    hardware = hardware_of(job)
+    size = size_of(plan, hardware)
+    sample = take_sample(plan, job.plan)
+    if not sample.prompts:
+        worst = ", ".join(f"{name} {rows:,}" for name, rows in sample.bad.most_common(3))
+        raise UserError(f"data.input={job.data.input}: none of {sample.rows:,} rows makes a request ({worst})")
+    efficiency = look_up(key_of(hardware.name, size.size_class, size.weight_kind))
+    context = plan.identity.max_model_len
+    forecast = make_forecast(plan.job, sample, answer_lengths(plan, sample), size, hardware, efficiency, context)
+    forecast.warnings.extend(warnings_of(plan.job, sample, forecast))
+    if job.output.path is not None and plan.output.spec.exists():
+        forecast.warnings.append("output.path holds a job already: what is done there is not computed again")
+    return forecast
+
+
+def hardware_of(job: BatchJob) -> Hardware:
+    """Returns the devices that a job is planned for.
+
+    Raises:
+        UserError: when engine.device=cuda and neither `hardware` nor this machine says which GPU.
+    """
+    gpus = local_devices()
+    device = job.engine.device
+    if device is Device.auto or job.engine.kind is EngineKind.fake:
+        device = Device.cuda if gpus and job.engine.kind is EngineKind.vllm else Device.cpu
+    if device is Device.cuda and not gpus and job.hardware.name == "auto":
+        raise UserError("engine.device=cuda, but this machine shows no NVIDIA GPU: say which with hardware=NAME")
+    return find_hardware(job.hardware, device, gpus)
+
+
+def size_of(plan: Plan, hardware: Hardware) -> ModelSize:
+    """Returns the size of a job's model on a device."""
+    job = plan.job
+    config = overridden(read_model_config(job.model), job.engine.vllm)
+    return measure_model(config, job.model.path, job.model.dtype, job.engine.vllm, hardware.device.value)
