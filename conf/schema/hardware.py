@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -43,6 +44,7 @@ class HardwareSpec:
                 raise UserError(f"hardware.{key.name} must be > 0 or null, got {value}")
 
 
+@cache
 def profiles() -> dict[str, HardwareSpec]:
     """Returns the shipped profiles by name."""
     found: dict[str, HardwareSpec] = {}

@@ -18,7 +18,7 @@ class PlanSpec:
     sample_rows: int = 2_000
     """Rows that are rendered and tokenized; a smaller input is read whole."""
     sample_s: float = 5.0
-    """Seconds after which no further piece of the input is read."""
+    """Seconds after which no further piece of a larger input is read; loading the tokenizer does not count."""
     answer_column: str | None = None
     """A column that says how long answers are: numbers of tokens, or texts, which are tokenized."""
     answer_job: str | None = None

@@ -9,7 +9,7 @@ from conf.schema.engine import EngineKind
 from pipelines.batch.plan import Plan
 from pipelines.forecast.efficiency import key_of, learn, look_up
 from pipelines.forecast.forecast import as_set
-from pipelines.forecast.verb import hardware_of, size_of
+from pipelines.forecast.target import hardware_of, size_of
 from serve.engine.roofline import Workload
 from serve.engine.shape import choose_shape
 

@@ -9,25 +9,24 @@ from collections.abc import Iterable
 def duplicate_share(keys: Iterable[str], total_rows: int) -> float:
     """Returns the share of rows whose request another row makes too, all but the first of each.
 
-    Of a sample the number of different requests in the whole is Chao's estimate, from those seen once and twice;
-    rows that lie together in pieces make it an approximation.
+    Of a sample it is an estimate: requests seen three times and more are few ones that fill a part of the input; the
+    pairs among the others say how often such a request stands in the whole.
 
     Args:
         keys: request keys of the rows that were looked at.
         total_rows: rows of the whole; as many as there are keys where all were looked at.
-
-    Source: A. Chao, Nonparametric estimation of the number of classes in a population, 1984.
     """
     counts = Counter(keys)
     seen = sum(counts.values())
-    if not seen:
-        return 0.0
-    distinct = float(len(counts))
-    if total_rows > seen:
-        often = Counter(counts.values())
-        once, twice = often[1], often[2]
-        distinct += once * (once - 1) / (2 * (twice + 1)) * (1 - seen / total_rows)
-        # no more than there would be if what was not looked at held no duplicates at all
-        distinct = min(distinct, len(counts) + total_rows - seen) if once else distinct
-        return max(0.0, 1 - distinct / total_rows)
-    return 1 - distinct / seen
+    if seen >= total_rows or not seen:
+        return 1 - len(counts) / seen if seen else 0.0
+    heavy = [count for count in counts.values() if count > 2]
+    heavy_rows = sum(heavy)
+    light = seen - heavy_rows
+    fraction = heavy_rows / seen
+    share = max(0.0, fraction - len(heavy) / total_rows)
+    if light:
+        pairs = sum(count == 2 for count in counts.values())
+        copies = 1 + 2 * pairs * total_rows * (1 - fraction) / light**2
+        share += (1 - fraction) * (1 - 1 / copies)
+    return share

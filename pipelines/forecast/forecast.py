@@ -23,8 +23,8 @@ from serve.engine.room import Wish
 from serve.engine.shape import Shape, choose_shape
 
 GPU_START_S, GPU_START_S_PER_GB = 55.0, 2.2
-"""Start-up on a GPU, and what each GB of weights adds. Fitted to ray.data.llm on an H200: 60 s with 1.1 B, 90 s with 8 B
-(STACK.md); replaced by what finished jobs took."""
+"""Start-up on a GPU, and what each GB of weights adds. Fitted to ray.data.llm on an H200: 60 s with 1.1 B, 90 s with
+8 B; what finished jobs took replaces it."""
 CPU_START_S = 25.0
 """Start-up on two CPU cores: docs/benchmarks/batch_cpu.md."""
 START_SPREAD = 0.25

@@ -33,8 +33,7 @@ def warnings_of(job: BatchJob, sample: Sample, forecast: Forecast) -> Iterator[s
     if f.duplicate_fraction >= MANY and not f.is_shared:
         yield (
             f"{f.duplicate_fraction:.0%} of the requests equal another one and each runs anew:"
-            f" batch.dedupe={job.batch.dedupe.value}, and answers are {'drawn' if job.sampling.temperature else 'greedy'}"
-            " (batch.dedupe=all shares them)"
+            f" batch.dedupe={job.batch.dedupe.value} (all shares their answers)"
         )
     shape = f.shape
     if shape.kv_seqs is not None and shape.kv_seqs < shape.max_num_seqs:

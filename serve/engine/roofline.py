@@ -12,7 +12,7 @@ from serve.engine.hardware import Hardware
 from serve.engine.model_size import ModelSize
 
 COMPUTE_EFFICIENCY = 0.63
-"""Of a GPU's dense FLOP/s. Fitted to 8 B at 512 sequences on an H200: 11,750 tokens/s (STACK.md, 'Numbers to beat');
+"""Of a GPU's dense FLOP/s. Fitted to 8 B at 512 sequences on an H200: 11,750 tokens/s;
 large products alone reach 790 of 989 TFLOP/s there."""
 MEMORY_EFFICIENCY = 0.85
 """Of a GPU's bandwidth. Assumed, not fitted: none of the measured points is bound by memory."""
@@ -36,6 +36,8 @@ CPU_BATCHED_TOKENS = 2048
 LINK_EFFICIENCY = 0.6
 PIPELINE_EFFICIENCY = 0.85
 """Of a pipeline's stages, which never take equally long. Assumed."""
+TAIL_FRACTION = 0.4
+"""How long a step is, beside a full one, while the last and longest answers go on. Assumed."""
 REDUCE_S = 12e-6
 """Latency of one all-reduce between GPUs of a host; two a layer. Assumed."""
 
@@ -129,21 +131,18 @@ def predict_rate(
     return Rate(rows_per_s=rows, step_s=shared / steps, bound=bound)
 
 
-def job_seconds(rate: Rate, workload: Workload, num_seqs: int, groups: int, engines_per_device: int) -> float:
+def job_seconds(rate: Rate, workload: Workload, groups: int) -> float:
     """Returns the seconds from the first request to the last answer.
 
     Args:
         rate: of one group of devices.
         workload: what is asked.
-        num_seqs: sequences of an engine.
         groups: groups of devices.
-        engines_per_device: engines of a group.
     """
     steady = workload.rows / (rate.rows_per_s * groups)
     # at the end slots stand empty while the longest answers go on, in steps that are short by then
     longest = max(workload.longest_tokens - workload.held_tokens, 0.0)
-    is_full = workload.rows > num_seqs * groups * engines_per_device
-    tail = longest * rate.step_s * (0.25 if is_full else 0.5) if workload.answer_tokens else 0.0
+    tail = TAIL_FRACTION * longest * rate.step_s if workload.answer_tokens else 0.0
     return steady + tail
 
 

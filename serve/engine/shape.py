@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 from conf.errors import UserError
 from conf.schema.engine import Device
@@ -82,7 +82,8 @@ def choose_shape(size: ModelSize, hardware: Hardware, workload: Workload, contex
         "pipeline_parallel_size": fit if pp > 1 else "the layers stay together",
     }
     own = {key: "set by you" if getattr(wish, key) is not None else reason for key, reason in own.items()}
-    return replace(best, reasons={**own, **best.reasons})
+    reasons = {**own, **best.reasons}
+    return replace(best, reasons={key.name: reasons[key.name] for key in fields(Shape) if key.name in reasons})
 
 
 def _best_engines(
@@ -151,7 +152,7 @@ def _shape(
                 kv_seqs=kv_seqs,
                 device_bytes=engines * (room.taken_bytes + room.kv_bytes),
                 rate=rate,
-                seconds=job_seconds(rate, workload, running, groups, engines),
+                seconds=job_seconds(rate, workload, groups),
             )
         )
     if not found:
