@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sizes import LLAMA_1B, LLAMA_8B, LLAMA_70B, MEASURED, gpus
 
@@ -42,7 +42,7 @@ def test_embeddings_have_no_decode_steps():
     vectors = replace(MEASURED, answer_tokens=0)
     assert (
         predict_rate(LLAMA_8B, H200, vectors, 256).rows_per_s
-        > 2 * predict_rate(LLAMA_8B, H200, MEASURED, 256).rows_per_s
+        > 1.5 * predict_rate(LLAMA_8B, H200, MEASURED, 256).rows_per_s
     )
 
 
@@ -57,6 +57,7 @@ def test_tensor_parallelism_gains_less_than_its_devices():
     assert 1.3 < two / one < 2
 
 
+@settings(deadline=None)
 @given(st.floats(1, 8000), st.floats(0, 4000), st.integers(1, 2048), st.integers(1, 4), st.floats(0, 1))
 def test_a_rate_is_never_beyond_what_the_chip_computes(
     prompt: float, answer: float, seqs: int, engines: int, saved: float
@@ -71,6 +72,7 @@ def test_a_rate_is_never_beyond_what_the_chip_computes(
     assert rate.rows_per_s * flop <= H200.flops_of("bf16")
 
 
+@settings(deadline=None)
 @given(st.integers(1, 100_000), st.integers(1, 8))
 def test_more_rows_take_longer_and_more_devices_shorter(rows: int, groups: int):
     rate = predict_rate(LLAMA_8B, H200, MEASURED, 256)

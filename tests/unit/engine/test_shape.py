@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sizes import LLAMA_1B, LLAMA_8B, LLAMA_70B, MEASURED, gpus, llama
 
@@ -113,6 +113,7 @@ def test_every_choice_has_its_reason():
     assert all(reason and "\n" not in reason for reason in shape.reasons.values())
 
 
+@settings(deadline=None)
 @given(
     heads=st.sampled_from([8, 14, 24, 32, 40]),
     groups=st.sampled_from([1, 2, 4]),
