@@ -16,6 +16,7 @@ from conf.errors import UserError, nearest
 
 VERBS: dict[str, tuple[str, str]] = {
     "batch": ("pipelines.batch.job:run", "run a model over a table: prompts in, answers out"),
+    "plan": ("pipelines.forecast.verb:run", "say how a job would run, how long and for how much; takes no GPU"),
     "inspect": ("pipelines.batch.inspection:run", "show what a job has come to: counts, error classes, failed rows"),
     "redrive": ("pipelines.batch.redrive:run", "ask the failed rows of a job again and merge their answers"),
     "doctor": ("cluster.doctor:run", "check this machine: versions, devices, memory, and what mends them"),
@@ -64,13 +65,16 @@ def _run(verb: str, words: list[str]) -> int:
     if "-h" in words or "--help" in words:
         print(help_text(verb, VERBS[verb][1]))
         return 0
+    if verb == "plan":
+        words = ["plan.json_file=-" if word == "--json" else word for word in words]
     flags, overrides = _split_flags(words)
     if flags:
         if "--cfg" not in flags:
             raise UserError(f"{next(iter(flags))} goes with --cfg job")
         print(entry.show(verb, flags.get("--package"), "--resolve" in flags, overrides), end="")
         return 0
-    return _load(VERBS[verb][0])(entry.compose(verb, *words))
+    job = entry.compose(verb, *words)
+    return _load(VERBS["plan" if job.dry_run else verb][0])(job)
 
 
 def _split_flags(words: list[str]) -> tuple[dict[str, str], list[str]]:

@@ -21,7 +21,7 @@ from conf.schema.batch import BatchJob
 ROOT = Path(__file__).resolve().parent.parent
 """The folder that holds conf/ and demo/."""
 
-SCHEMAS: dict[str, type] = {"batch": BatchJob}
+SCHEMAS: dict[str, type] = {"batch": BatchJob, "plan": BatchJob}
 """The primary configurations, each the root of a verb."""
 
 _store = ConfigStore.instance()

@@ -17,6 +17,11 @@ EXAMPLES = {
   manta batch model.path=MODEL data=openai_batch data.input=requests.jsonl output.path=OUT
 
 The same command run again goes on where it ended; manta inspect OUT and manta redrive OUT look at and mend a job.""",
+    "plan": """  manta plan model=demo data=tickets
+  manta plan model.path=MODEL data.input='in/*.parquet' data.prompt='{{ q }}' hardware=h200 hardware.num_devices=2
+  manta plan model=demo data=tickets plan.answer_job=OUT cluster.price_per_hour=2.5 --json
+
+It takes what manta batch takes, and runs nothing.""",
 }
 
 

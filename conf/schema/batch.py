@@ -9,8 +9,10 @@ from conf.errors import UserError
 from conf.schema.cluster import ClusterSpec
 from conf.schema.data import DataSpec
 from conf.schema.engine import EngineSpec
+from conf.schema.hardware import HardwareSpec
 from conf.schema.model import ModelSpec
 from conf.schema.output import OutputSpec
+from conf.schema.plan import PlanSpec
 from conf.schema.sampling import SamplingSpec
 from conf.schema.task import Task
 
@@ -88,4 +90,8 @@ class BatchJob:
     output: OutputSpec = field(default_factory=OutputSpec)
     batch: BatchSpec = field(default_factory=BatchSpec)
     cluster: ClusterSpec = field(default_factory=ClusterSpec)
+    hardware: HardwareSpec = field(default_factory=HardwareSpec)
+    plan: PlanSpec = field(default_factory=PlanSpec)
     progress: ProgressSpec = field(default_factory=ProgressSpec)
+    dry_run: bool = False
+    """Run nothing: print what manta plan prints."""

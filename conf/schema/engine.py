@@ -37,6 +37,17 @@ class EngineProcess(Enum):
     separate = "separate"
 
 
+class Sizing(Enum):
+    """Who chooses the engine's sizes: ``given`` takes them as they stand.
+
+    ``planned`` takes a sample of the input before the job and chooses what `manta plan` would: TP x PP, engines a
+    device, replicas, max_num_seqs. What differs from its default stays.
+    """
+
+    given = "given"
+    planned = "planned"
+
+
 @dataclass(kw_only=True, slots=True)
 class FaultSpec:
     """Faults the fake engine injects. Row markers are looked for in the prompt's text."""
@@ -76,6 +87,8 @@ class EngineSpec:
     kind: EngineKind = EngineKind.vllm
     device: Device = Device.auto
     process: EngineProcess = EngineProcess.auto
+    sizing: Sizing = Sizing.given
+    """Who chooses the sizes that stand at their defaults: nobody, or what manta plan would choose."""
     num_replicas: str = "1"
     """Engines in the pool: a number, or MIN..MAX: as many as the rows are worth and the cluster holds."""
     tensor_parallel_size: int = 1
@@ -118,7 +131,6 @@ class EngineSpec:
                 raise UserError(f"engine.{key} must be > 0, got {getattr(self, key)}")
         if self.max_restarts < 0:
             raise UserError(f"engine.max_restarts must be >= 0, got {self.max_restarts}")
-
         if self.engines_per_device > 1 and self.world_size > 1:
             raise UserError(
                 f"engine.engines_per_device={self.engines_per_device} goes with engines on one device, not on"

@@ -13,7 +13,7 @@ from pathlib import Path
 from cluster.connect import connect
 from conf.errors import UserError
 from conf.schema.batch import BatchJob
-from conf.schema.engine import Device
+from conf.schema.engine import Device, Sizing
 from conf.schema.output import OutputFormat
 from pipelines.batch.desk import ON_HEAD, start_claims
 from pipelines.batch.monitor import JobState, now
@@ -25,6 +25,8 @@ from pipelines.batch.resume import Work, open_output
 from pipelines.batch.summary import Result, Seconds, Written
 from pipelines.batch.terminal import divert_output, scratch_folder
 from pipelines.batch.watch import Consumer, JobFailed, interruptible, timeline_of, unwritable, watch
+from pipelines.forecast.actual import with_prediction
+from pipelines.forecast.verb import with_planned_sizes
 from pipelines.ledger.folder import Folder
 from pipelines.ledger.lease import Lease
 
@@ -38,7 +40,10 @@ def run(job: BatchJob) -> int:
     Raises:
         UserError: for the user's mistake, before Ray and an engine start.
     """
-    return run_plan(make_plan(absolute(job), now()), open_output)
+    job = absolute(job)
+    if job.engine.sizing is Sizing.planned:
+        job = with_planned_sizes(job)
+    return run_plan(make_plan(job, now()), open_output)
 
 
 def run_plan(plan: Plan, find_work: Callable[[Plan], Work]) -> int:
@@ -63,7 +68,7 @@ def run_plan(plan: Plan, find_work: Callable[[Plan], Work]) -> int:
             except JobFailed as error:
                 print(f"manta batch: {error}\nlogs: {plan.output.logs.path}", file=sys.stderr)
                 return 1
-            record = json.dumps(result.record(), indent=2, ensure_ascii=False)
+            record = json.dumps(with_prediction(result.plan, result.record()), indent=2, ensure_ascii=False)
             plan.output.record.write_bytes(record.encode())
             if plan.format is OutputFormat.openai_batch:
                 join_parts(plan.output, result.work.units)

@@ -50,7 +50,7 @@ def test_what_is_typed_is_completed(line: str, expected: list[str]):
 def test_every_group_and_every_field_is_offered_and_nothing_else():
     offered = candidates("manta batch ")
     values = {name for name, of in get_type_hints(BatchJob).items() if not is_dataclass(of)}
-    assert values == {"task"}
+    assert values == {"task", "dry_run"}
     assert {word for word in offered if word.endswith("=")} == {f"{name}=" for name in {*entry.groups(), *values}}
     nodes = {item.name for item in fields(BatchJob)} - values
     assert {word for word in offered if not word.endswith("=")} == {f"{name}." for name in nodes}

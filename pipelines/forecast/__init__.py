@@ -1,0 +1,1 @@
+"""What a batch job will come to, before it runs: `manta plan`."""

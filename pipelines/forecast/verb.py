@@ -1,0 +1,94 @@
+"""`manta plan`, and `manta batch dry_run=true`: looks at a job without running it."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from conf.errors import UserError
+from conf.schema.batch import BatchJob
+from conf.schema.engine import Device
+from pipelines.batch.plan import absolute, make_plan
+from pipelines.forecast.efficiency import key_of, look_up
+from pipelines.forecast.forecast import Forecast, make_forecast
+from pipelines.forecast.lengths import answer_lengths
+from pipelines.forecast.page import page
+from pipelines.forecast.sample import take_sample
+from pipelines.forecast.target import hardware_of, size_of
+from pipelines.forecast.warning import warnings_of
+
+
+def run(job: BatchJob) -> int:
+    """Prints the forecast of a job.
+
+    Returns:
+        The exit code; see `conf.cli`.
+
+    Raises:
+        UserError: for what `manta batch` would refuse, and for a model that does not fit on the devices.
+    """
+    began = time.monotonic()
+    forecast = forecast_job(absolute(job))
+    looked = time.monotonic() - began
+    text = json.dumps({**forecast.plain(), "looked_s": looked}, indent=2, ensure_ascii=False)
+    place = job.plan.json_file
+    print(text if place == "-" else page(forecast, job.engine, looked))
+    if place is not None and place != "-":
+        try:
+            Path(place).expanduser().write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"plan.json_file={place}: cannot be written: {error.strerror}") from error
+    return 0
+
+
+def forecast_job(job: BatchJob) -> Forecast:
+    """Looks at a job's input, model and devices, and makes its forecast. Takes no GPU, starts nothing.
+
+    Args:
+        job: with absolute paths.
+
+    Raises:
+        UserError: see `run`.
+    """
+    # the devices of the plan are those of `hardware`, which this machine need not have
+    plan = make_plan(replace(job, engine=replace(job.engine, device=Device.auto)))
+    hardware = hardware_of(job)
+    size = size_of(plan, hardware)
+    sample = take_sample(plan, job.plan)
+    if not sample.prompts:
+        worst = ", ".join(f"{name} {rows:,}" for name, rows in sample.bad.most_common(3))
+        raise UserError(f"data.input={job.data.input}: none of {sample.rows:,} rows makes a request ({worst})")
+    efficiency = look_up(key_of(hardware.name, size.size_class, size.weight_kind))
+    context = plan.identity.max_model_len
+    forecast = make_forecast(plan.job, sample, answer_lengths(plan, sample), size, hardware, efficiency, context)
+    forecast.warnings.extend(warnings_of(plan.job, sample, forecast))
+    if job.output.path is not None and plan.output.spec.exists():
+        forecast.warnings.append("output.path holds a job already: what is done there is not computed again")
+    return forecast
+
+
+def with_planned_sizes(job: BatchJob) -> BatchJob:
+    """Returns a job with the sizes that its forecast chose in the place of those that nobody set.
+
+    Args:
+        job: with absolute paths.
+
+    Raises:
+        UserError: see `run`.
+    """
+    shape = forecast_job(job).shape
+    is_shared = shape.engines_per_device > 1
+    engine = replace(
+        job.engine,
+        tensor_parallel_size=shape.tensor_parallel_size,
+        pipeline_parallel_size=shape.pipeline_parallel_size,
+        engines_per_device=shape.engines_per_device,
+        num_replicas=job.engine.num_replicas if job.engine.is_elastic else str(shape.num_replicas),
+        max_num_seqs=shape.max_num_seqs,
+        max_in_flight=shape.in_flight_rows,
+        # alone on its device an engine finds out itself what is free, more exactly
+        kv_cache_bytes=shape.kv_cache_bytes if is_shared else job.engine.kv_cache_bytes,
+    )
+    return replace(job, engine=engine)

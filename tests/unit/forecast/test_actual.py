@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conf.entry import compose
+from pipelines.batch.plan import make_plan
+from pipelines.forecast.actual import with_prediction
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MANTA_CACHE", str(tmp_path))
+    return tmp_path / "efficiency.json"
+
+
+def record(inference_s: float = 40.0, **changes: Any) -> dict[str, Any]:
+    return {
+        "requests": 4000,
+        "prompt_tokens_per_s": 4000 * 105 / inference_s,
+        "completion_tokens_per_s": 4000 * 43 / inference_s,
+        "seconds": {"inference": inference_s, "plan": 1.0, "cluster": 2.0, "engines": 3.0},
+        "interrupted": False,
+        "engine_restarts": 0,
+        **changes,
+    }
+
+
+def test_a_job_is_compared_and_taught(cache: Path):
+    plan = make_plan(compose("batch", "model=demo", "data=tickets", "engine=cpu"))
+    first = with_prediction(plan, record())["predicted"]
+    assert first["inference_s"] == first["roofline_s"] > 0
+    assert first["actual_over_predicted"] == pytest.approx(40 / first["roofline_s"])
+    assert json.loads(cache.read_text())["cpu/4m/bf16"]["start_s"] == [6.0]
+    again = with_prediction(plan, record())["predicted"]
+    assert again["actual_over_predicted"] == pytest.approx(1, rel=0.01)
+
+
+@pytest.mark.parametrize("words,changes", [([], {"requests": 0}), (["engine=fake"], {}), ([], {"requests": "broken"})])
+def test_what_cannot_be_compared_has_no_prediction(cache: Path, words: list[str], changes: dict[str, Any]):
+    plan = make_plan(compose("batch", "model=demo", "data=tickets", "engine=cpu", *words))
+    assert with_prediction(plan, record(**changes))["predicted"] is None
+    assert not cache.exists()
