@@ -8,6 +8,7 @@ from conf.schema.batch import BatchJob
 from conf.schema.engine import Device, EngineKind
 from pipelines.batch.plan import Plan
 from serve.engine.capability import overridden
+from serve.engine.dtype import served_dtype
 from serve.engine.hardware import Hardware, find_hardware
 from serve.engine.model_size import ModelSize, measure_model
 from serve.engine.prompt import read_model_config
@@ -32,4 +33,5 @@ def size_of(plan: Plan, hardware: Hardware) -> ModelSize:
     """Returns the size of a job's model on a device."""
     job = plan.job
     config = overridden(read_model_config(job.model), job.engine.vllm)
-    return measure_model(config, job.model.path, job.model.dtype, job.engine.vllm, hardware.device.value)
+    dtype = served_dtype(job.model.dtype, hardware.device)
+    return measure_model(config, job.model.path, dtype, job.engine.vllm, hardware.device.value)

@@ -11,6 +11,7 @@ from conf.schema.engine import Device, EngineSpec
 from conf.schema.model import ModelSpec
 from conf.schema.task import Task
 from serve.engine.adapters import highest_rank
+from serve.engine.dtype import served_dtype
 from serve.engine.placement import cpu_threads
 
 DEFAULT_KV_CACHE_BYTES = 1 << 30
@@ -33,7 +34,7 @@ def engine_arguments(model: ModelSpec, spec: EngineSpec, device: Device, task: T
     arguments: dict[str, Any] = {
         "model": model.path,
         "tokenizer": model.tokenizer or model.path,
-        "dtype": model.dtype,
+        "dtype": served_dtype(model.dtype, device),
         "trust_remote_code": model.trust_remote_code,
         # said always: vLLM would run a model with sentence-transformers' files as a pooling model
         "runner": "generate" if task is Task.generate else "pooling",

@@ -30,7 +30,7 @@ def record(inference_s: float = 40.0, **changes: Any) -> dict[str, Any]:
 
 
 def test_a_job_is_compared_and_taught(cache: Path):
-    plan = make_plan(compose("batch", "model=demo", "data=tickets", "engine=cpu"))
+    plan = make_plan(compose("batch", "model=demo", "data=tickets", "engine=cpu", "model.dtype=bfloat16"))
     first = with_prediction(plan, record())["predicted"]
     assert first["inference_s"] == first["roofline_s"] > 0
     assert first["actual_over_predicted"] == pytest.approx(40 / first["roofline_s"])
