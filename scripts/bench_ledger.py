@@ -4,9 +4,9 @@
 
 `claims`: claims and outcomes of 1 M and 10 M synthetic requests; the memory of the one process that holds them.
 `resume`: a job with 1 M committed rows and 2,000 new ones: seconds until the first new row is computed, the driver's
-memory. `cost`: rows a second with the fake engine, with the ledger and without it, interleaved; without is a checkout
-of a version that had none (--base, such as a clone of 50533c1). `cost_vllm`: the same with vLLM. `dedupe`: rows a
-second with half of the rows duplicated, and with none.
+memory. `cost`: rows a second with the fake engine, with the ledger and without it, interleaved; without is a copy of the
+code whose log and done-marks write nothing. `cost_vllm`: the same with vLLM. `dedupe`: rows a second with half of the rows
+duplicated, and with none.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -161,34 +162,45 @@ def bench_resume(rows: int, new: int) -> dict[str, Any]:
         }
 
 
-def spread(values: list[float]) -> dict[str, Any]:
+def spread(values: list[float], digits: int = 1) -> dict[str, Any]:
     """Returns median and range."""
-    return {"median": round(statistics.median(values), 1), "min": round(min(values), 1), "max": round(max(values), 1)}
+    ends = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {name: round(value, digits) for name, value in ends.items()}
 
 
-def bench_cost(rows: int, runs: int, base: Path, letters: int, *words: str) -> dict[str, Any]:
+def without_ledger(folder: Path) -> Path:
+    """Copies the code and takes the writing out of its ledger; returns the copy."""
+    for name in ("conf", "serve", "pipelines", "cluster", "demo"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    nothing = "lambda self, *args, **named: None"
+    with (folder / "pipelines" / "ledger" / "log.py").open("a") as stream:
+        stream.write(f"\n\nLogWriter.begin = LogWriter.begin_alone = LogWriter.end = LogWriter.flush = {nothing}\n")
+    with (folder / "pipelines" / "ledger" / "mark.py").open("a") as stream:
+        stream.write(f"\n\nMark.write = {nothing}\n")
+    return folder
+
+
+def bench_cost(rows: int, runs: int, letters: int, *words: str) -> dict[str, Any]:
     """Rows a second with the ledger and without, interleaved."""
-    rates: dict[str, list[float]] = {
-        "without": [],
-        "with, batch.dedupe=off": [],
-        "with, batch.dedupe=deterministic": [],
-    }
+    ways = {"without": "off", "with, batch.dedupe=off": "off", "with, batch.dedupe=deterministic": "deterministic"}
+    rates: dict[str, list[float]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        source = Path(folder, "in.jsonl")
+        source, bare = Path(folder, "in.jsonl"), without_ledger(Path(folder, "bare"))
         write_rows(source, rows, letters=letters)
         for run in range(runs):
-            for number, name in enumerate(rates):
+            for number, (name, dedupe) in enumerate(ways.items()):
                 out = Path(folder, f"out{run}{number}")
-                if name == "without":
-                    record = run_job(source, out, *words, root=base)
-                else:
-                    record = run_job(source, out, name.partition(", ")[2], *words)
+                root = bare if name == "without" else ROOT
+                record = run_job(source, out, f"batch.dedupe={dedupe}", *words, root=root)
                 rates[name].append(record["rows_per_s"])
                 print(name, round(record["rows_per_s"]), flush=True)
-    without = statistics.median(rates["without"])
-    result = {name: spread(values) for name, values in rates.items()}
-    return {"rows": rows, "runs": runs, "rows_per_s": result} | {
-        "ratio": {name: round(statistics.median(values) / without, 3) for name, values in rates.items()}
+                shutil.rmtree(out)
+    ratios = {name: [w / o for w, o in zip(values, rates["without"], strict=True)] for name, values in rates.items()}
+    return {
+        "rows": rows,
+        "runs": runs,
+        "rows_per_s": {name: spread(values) for name, values in rates.items()},
+        "ratio": {name: spread(values, 3) for name, values in ratios.items() if name != "without"},
     }
 
 
@@ -222,7 +234,6 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=40_000, help="of `cost`, with the fake engine")
     parser.add_argument("--dedupe-rows", type=int, default=2400, help="of `dedupe`, with vLLM")
     parser.add_argument("--words", default="", help="more words for the jobs of cost and dedupe")
-    parser.add_argument("--base", type=Path, help="a checkout without a ledger")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -242,11 +253,9 @@ def main() -> None:
             result[part] = bench_resume(options.resume_rows, 2000)
         elif part == "cost":
             fake = ("engine=fake", "sampling.max_tokens=8", "engine.max_in_flight=2000")
-            result[part] = bench_cost(options.rows, options.runs, options.base, 20, *fake, *words)
+            result[part] = bench_cost(options.rows, options.runs, 20, *fake, *words)
         elif part == "cost_vllm":
-            result[part] = bench_cost(
-                options.dedupe_rows, options.runs, options.base, 1000, "sampling.max_tokens=24", *words
-            )
+            result[part] = bench_cost(options.dedupe_rows, options.runs, 1000, "sampling.max_tokens=24", *words)
         else:
             each = [bench_dedupe(options.dedupe_rows, options.runs, share, *words) for share in (0.5, 0.0)]
             result["dedupe"] = each

@@ -27,6 +27,8 @@ examples:
   manta redrive OUT model=hf model.path=LARGER_MODEL"""
 _FIXED = ("data.input", "data.format", "data.limit", "data.id", "output.", "task", "sampling.n", "sampling.logprobs")
 """What a redrive cannot change: which rows there are, and what columns an answer has."""
+_UNUSED = ("dry_run", "plan.")
+"""What is for `manta plan`, which knows nothing of failed rows."""
 
 
 def run(words: list[str]) -> int:
@@ -48,6 +50,8 @@ def run(words: list[str]) -> int:
     for word in overrides:
         if word.lstrip("+~").startswith(_FIXED):
             raise UserError(f"{word}: a redrive cannot change which rows there are or what an answer's columns are")
+        if word.lstrip("+~").startswith(_UNUSED):
+            raise UserError(f"{word}: a redrive cannot be planned; manta inspect {path} shows its rows")
     spec = open_spec(path)
     job: BatchJob = compose("batch", *words_of("batch", spec.job, overrides), *overrides)
     job = replace(job, output=replace(job.output, path=path, overwrite=False))

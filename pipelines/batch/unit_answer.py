@@ -54,9 +54,9 @@ class UnitAnswer:
         own = table.column(c.SAMPLING).to_pylist()
         if len(samplings) > MAX_SAMPLINGS:
             samplings.clear()
-        for text in set(own).difference(samplings):
-            samplings[text] = row_sampling(text, replica.sampling)
-        specs = {text: samplings[text] for text in set(own)}
+        specs: dict[str | None, SamplingSpec] = {}
+        for text in set(own):  # never by what is left in `samplings`: other units' threads clear it too
+            specs[text] = samplings[text] = samplings.get(text) or row_sampling(text, replica.sampling)
         for index, entry in enumerate(self._entries):
             if entry is not None and entry not in self.requests:
                 self.requests[entry] = Waiting(
