@@ -4,9 +4,9 @@
 
 `claims`: claims and outcomes of 1 M and 10 M synthetic requests; the memory of the one process that holds them.
 `resume`: a job with 1 M committed rows and 2,000 new ones: seconds until the first new row is computed, the driver's
-memory. `cost`: rows a second with the fake engine, with the ledger and without it, interleaved; without is a copy of the
-code whose log and done-marks write nothing. `cost_vllm`: the same with vLLM. `dedupe`: rows a second with half of the rows
-duplicated, and with none.
+memory. `cost`: rows a second with the fake engine, with the ledger and without it, interleaved; without is a copy of
+the code whose log and done-marks write nothing. `cost_vllm`: the same with vLLM. `dedupe`: rows a second with half of
+the rows duplicated, and with none.
 """
 
 from __future__ import annotations
