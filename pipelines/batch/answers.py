@@ -110,7 +110,11 @@ def former_outcomes(table: pa.Table, prefix: str, task: Task) -> Iterator[Outcom
     first = table.column_names.index(prefix + answer_names(task)[0])
     names = [name for name in table.column_names[first:] if name.startswith(prefix)]
     own = table.select(names).rename_columns([name.removeprefix(prefix) for name in names])
-    for row in own.select([name for name in own.column_names if name in _READ_BACK]).to_pylist():
+    own = own.select([name for name in own.column_names if name in _READ_BACK])
+    if set(own.column_names) == set(answer_names(Task.generate)):  # by far the most: a job of millions of rows goes on
+        yield from _plain_completions(own)
+        return
+    for row in own.to_pylist():
         if task is Task.generate:
             yield _completion(row)
         else:
@@ -118,6 +122,14 @@ def former_outcomes(table: pa.Table, prefix: str, task: Task) -> Iterator[Outcom
             vector = pa.array(value, pa.float32()).buffers()[1]
             data = vector.to_pybytes()[: 4 * len(value)] if vector else b""
             yield Pooled(request_id="", vector=data, prompt_tokens=row["prompt_tokens"])
+
+
+def _plain_completions(own: pa.Table) -> Iterator[Completion]:
+    """Reads completions of one sample without logprobs."""
+    columns = (own.column(name).to_pylist() for name in answer_names(Task.generate))
+    for text, reason, prompt_tokens, completion_tokens in zip(*columns, strict=True):
+        sample = Sample(text=text, finish_reason=reason, completion_tokens=completion_tokens)
+        yield Completion(request_id="", samples=(sample,), prompt_tokens=prompt_tokens)
 
 
 _READ_BACK = frozenset(name for task in Task for name in answer_names(task, n=2, has_logprobs=True) if name != "label")

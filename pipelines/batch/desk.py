@@ -8,7 +8,7 @@ from typing import Any
 
 from conf.schema.batch import Dedupe
 from conf.schema.task import Task
-from pipelines.batch.former import read_former
+from pipelines.batch.former import answered
 from pipelines.batch.plan import Plan
 from pipelines.batch.resume import Work
 from pipelines.ledger.claims import Answer, Claims
@@ -78,7 +78,7 @@ def _answered(folder: Folder, prefix: str, task: Task) -> Iterator[tuple[bytes, 
     for name, place in [*((name, folder) for name in names), *stale]:
         if name.startswith("part-"):
             unit = PurePosixPath(name).stem.removeprefix("part-")
-            for key, outcome in read_former(place, unit, prefix, task).by_key.items():
+            for key, outcome in answered(place, unit, prefix, task):
                 yield _pair(key, outcome)
     for unit in {PurePosixPath(name).name.split(".")[0] for name in names if name.startswith("_manta/log/")}:
         for entry, outcome in read_history(folder, unit, "").outcomes.items():

@@ -52,13 +52,24 @@ def read_former(folder: Folder, unit: str, prefix: str, task: Task) -> Former:
             former.rows.append((key, outcome))
             former.by_row[key, row_id] = outcome
             former.by_key[key] = outcome
-        for letter in read_letters(replace(folder, suffix=suffix), unit):
-            if letter.get("position") is not None:
-                former.failed.add(letter["position"])
-            if letter.get("error") in FINAL_ERRORS and letter.get("request_key"):
-                rejection = Rejection(request_id="", error=letter["error"], message=letter["message"])
-                former.by_key[letter["request_key"]] = rejection
+        letters = read_letters(replace(folder, suffix=suffix), unit)
+        former.failed.update(letter["position"] for letter in letters if letter.get("position") is not None)
+        former.by_key.update(_killers(letters))
     return former
+
+
+def answered(folder: Folder, unit: str, prefix: str, task: Task) -> Iterator[tuple[str, Outcome]]:
+    """Yields request keys and outcomes of a unit's part files, for who needs no more: those of `Former.by_key`."""
+    for suffix in SUFFIXES:
+        own = replace(folder, suffix=suffix)
+        yield from ((key, outcome) for _, key, outcome in _answers(own.answers(unit), suffix, prefix, task))
+        yield from _killers(read_letters(own, unit))
+
+
+def _killers(letters: list[dict[str, Any]]) -> Iterator[tuple[str, Outcome]]:
+    for letter in letters:
+        if letter.get("error") in FINAL_ERRORS and letter.get("request_key"):
+            yield letter["request_key"], Rejection(request_id="", error=letter["error"], message=letter["message"])
 
 
 def _answers(place: Location, suffix: str, prefix: str, task: Task) -> Iterator[tuple[str, str, Outcome]]:
@@ -69,7 +80,7 @@ def _answers(place: Location, suffix: str, prefix: str, task: Task) -> Iterator[
                 yield read_answer(line)
         return
     first, ids, keys = prefix + answer_names(task)[0], prefix + "row_id", prefix + "request_key"
-    table = _table(lines, first) if suffix == "jsonl" else _read_parquet(place)
+    table = _table(lines, first) if suffix == "jsonl" else _read_parquet(place, first)
     if table is not None and {first, ids, keys} <= set(table.column_names):
         columns = (table.column(name).to_pylist() for name in (ids, keys))
         yield from zip(*columns, former_outcomes(table, prefix, task), strict=True)
@@ -95,10 +106,14 @@ def _is_openai(lines: list[dict[str, Any]]) -> bool:
     return any("custom_id" in line and "response" in line for line in lines)
 
 
-def _read_parquet(place: Location) -> pa.Table | None:
-    """Reads a part file; null where it is missing or broken."""
+def _read_parquet(place: Location, first: str | None = None) -> pa.Table | None:
+    """Reads a part file, or its columns from ``first`` on; null where it is missing or broken."""
     try:
-        return pq.read_table(io.BytesIO(place.read_bytes()))
+        file = pq.ParquetFile(io.BytesIO(place.read_bytes()))
+        names = file.schema_arrow.names
+        # of the user's columns before ours one may have the name of one of ours: then there is no telling them apart
+        is_plain = first in names and len(set(names)) == len(names)
+        return file.read(names[names.index(first) :] if is_plain else None)
     except (OSError, ValueError, pa.ArrowException):
         return None
 
