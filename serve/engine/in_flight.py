@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 
-from serve.engine.errors import RequestRejected
+from serve.engine.errors import EngineDead, RequestRejected
 from serve.engine.protocol import EngineStats, Outcome, Rejection, Request
 
 Answer = Callable[[Request], Awaitable[Outcome]]
@@ -22,6 +22,7 @@ class InFlight:
         # passed one by one, in the order of coming: who wants all slots keeps it until the engine is empty
         self._door = asyncio.Lock()
         self._stats = stats
+        self._death: EngineDead | None = None
 
     async def stream(
         self, requests: Iterable[Request], answer: Answer, exclusive: bool = False
@@ -32,6 +33,9 @@ class InFlight:
             requests: taken one by one, as slots become free.
             answer: makes one outcome; what it raises other than `RequestRejected` ends the stream.
             exclusive: take all slots first, and hold them until the last request has ended.
+
+        Raises:
+            EngineDead: also what another stream's request raised: a dead engine takes no request, whoever asks.
         """
         ended: asyncio.Queue[Outcome | BaseException | None] = asyncio.Queue()
 
@@ -42,6 +46,8 @@ class InFlight:
             except RequestRejected as error:
                 outcome = Rejection(request_id=request.id, error=error.error, message=error.message)
             except Exception as error:
+                if isinstance(error, EngineDead):
+                    self._death = error
                 ended.put_nowait(error)
                 return
             finally:
@@ -53,8 +59,10 @@ class InFlight:
             # the slots outlive the tasks: a cancelled feeder waits for its tasks before it gives back what it holds
             async with self._room(exclusive) as slots, asyncio.TaskGroup() as tasks:
                 try:
+                    self._check()  # its slots may be free because it has died: who begins now would share the blame
                     for request in requests:
                         await _take(slots, None if exclusive else self._door)
+                        self._check()
                         task = tasks.create_task(run(request))
                         # not in run(): a task that is cancelled before its first step runs nothing
                         task.add_done_callback(lambda _: slots.release())
@@ -71,6 +79,10 @@ class InFlight:
         finally:
             feeder.cancel()
             await asyncio.gather(feeder, return_exceptions=True)
+
+    def _check(self) -> None:
+        if self._death is not None:
+            raise self._death
 
     @asynccontextmanager
     async def _room(self, exclusive: bool) -> AsyncIterator[asyncio.Semaphore]:

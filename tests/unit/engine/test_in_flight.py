@@ -220,9 +220,9 @@ async def test_an_exclusive_stream_that_ends_early_gives_all_slots_back(ending: 
     if ending == "closed":
         alone.cancel()
     else:
-        gate.answers["x"].set_exception(EngineDead("gone"))
+        gate.answers["x"].set_exception(RuntimeError("gone"))
     (result,) = await asyncio.gather(alone, return_exceptions=True)
-    assert isinstance(result, asyncio.CancelledError if ending == "closed" else EngineDead)
+    assert isinstance(result, asyncio.CancelledError if ending == "closed" else RuntimeError)
     assert "y" in gate.cancelled
     after = asyncio.ensure_future(collect(slots, "ab", gate))
     await settle()
@@ -258,3 +258,25 @@ async def test_an_exclusive_stream_frees_nothing_before_its_tasks_have_ended() -
     assert await after == ["a"]
     await asyncio.gather(first, return_exceptions=True)
     await stream.aclose()
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+async def test_nothing_begins_in_an_engine_that_has_died_of_another(is_alone: bool) -> None:
+    gate, begun = Gate(), []
+
+    def innocent():
+        for name in ("b", "c"):
+            begun.append(name)
+            yield request(name)
+
+    slots = InFlight(2, EngineStats())
+    guilty = asyncio.ensure_future(anext(slots.stream([request("a")], gate.answer, exclusive=True)))
+    await settle()
+    waiting = asyncio.ensure_future(anext(slots.stream(innocent(), gate.answer, exclusive=is_alone)))
+    await settle()
+    gate.answers["a"].set_exception(EngineDead("a killed it"))
+    for stream in (guilty, waiting):
+        with pytest.raises(EngineDead, match="a killed it"):
+            await asyncio.wait_for(stream, timeout=5)
+    assert begun == ([] if is_alone else ["b"])  # one waits for a slot, as it may for any
+    assert gate.asked == ["a"]
