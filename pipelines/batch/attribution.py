@@ -98,7 +98,7 @@ def _share(lives: list[Life], wall_s: float, fed_s: float) -> Share:
         ready_s = min(max(life.ready_s, now_s), wall_s)
         seconds[Cause.retries if number else Cause.start_up] += ready_s - now_s
         ends = [wall_s, *([] if life.ended_s is None else [life.ended_s])]
-        ends += [later.ready_s for later in lives[number + 1 :]]
+        ends += [later.began_s for later in lives[number + 1 :]]  # where its death was not heard of
         end_s = max(min(ends), ready_s)
         cut_s = min(max(fed_s, ready_s), end_s)
         for cause, begin_s, until_s in ((Cause.starved, ready_s, cut_s), (Cause.tail, cut_s, end_s)):

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import wait
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -41,6 +42,8 @@ from serve.engine.start import start_engine
 
 REPORT_S = 0.5
 """Seconds between two reports."""
+LAST_WORD_S = 10.0
+"""Seconds that a process whose engine died waits for the monitor to hear of it."""
 GRACE_S = 60.0
 """Seconds that a process may take, after its engine hangs, to say so; then it is ended from outside Python."""
 
@@ -240,14 +243,25 @@ class Infer:
             traceback.print_exception(error)
             sys.stderr.flush()
             try:
-                for run in tuple(self._runs):
-                    run.log.died(_cause(error))
-                if self._claims is not None:
-                    self._claims.release.remote(self._report.replica)
-                done = self._report.engine.completions
-                self._ray.get(self._monitor.died.remote(self._report.replica, _cause(error), done), timeout=10)
+                self._testify(_cause(error))
             finally:
                 os._exit(1)
+
+    def _testify(self, cause: str) -> None:
+        """Tells all who must know of the death; each hears of it whatever becomes of the others."""
+        said: list[Callable[[], object]] = [partial(run.log.died, cause) for run in tuple(self._runs)]
+        if self._claims is not None:
+            said.append(partial(self._claims.release.remote, self._report.replica))
+        done = self._report.engine.completions
+        said.append(
+            lambda: self._ray.get(self._monitor.died.remote(self._report.replica, cause, done), timeout=LAST_WORD_S)
+        )
+        for say in said:
+            try:
+                say()
+            except Exception:  # such as a log that its unit closes meanwhile
+                traceback.print_exc()
+        sys.stderr.flush()
 
 
 def _shared_device(spec: EngineSpec) -> str | None:

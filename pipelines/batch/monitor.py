@@ -122,11 +122,14 @@ class Monitor:
         self._starts = 0
         self._answered = 0
         self._lost = 0
+        self._dead: set[str] = set()
         self._is_leaving = False
         self._free_at: dict[str, float] = {}
 
     def report(self, report: ReplicaReport) -> bool:
         """Takes a replica's counts; returns whether it should stop."""
+        if report.replica in self._dead:  # it was on its way when its process ended
+            return True
         report.heard_at = now()
         self._state.replicas[report.replica] = report
         self._timeline.hear(report, report.heard_at)
@@ -170,6 +173,7 @@ class Monitor:
 
     def died(self, replica: str, cause: str, completions: int) -> None:
         """Notes a dead engine. What it had not handed on is done again, so its counts go."""
+        self._dead.add(replica)
         self._state.deaths.append(cause)
         self._state.replicas.pop(replica, None)
         self._timeline.died(replica, now())

@@ -68,6 +68,15 @@ def test_an_engine_that_is_not_replaced_and_one_that_ends_without_a_word_leave_r
     assert seconds(share) == {"computing": 10 + 5, "retries": 20 + 5}
 
 
+def test_a_death_that_nobody_heard_of_in_a_short_job_ends_when_the_successor_begins() -> None:
+    timeline = Timeline(num_replicas=1, began_at=0.0)
+    hear(timeline, "a", 0.0, 16)
+    hear(timeline, "a", 1.0, 16, ready_at=0.0)
+    hear(timeline, "b", 2.0, 16, began_at=1.5)
+    (share,) = attribute(timeline.close(3.0))
+    assert seconds(share) == {"computing": 1.5 + 1, "retries": 0.5}
+
+
 def test_suspects_run_alone_are_retries() -> None:
     timeline = Timeline(num_replicas=1, began_at=0.0)
     hear(timeline, "a", 0.0, 1, alone=1)

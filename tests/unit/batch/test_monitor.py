@@ -86,6 +86,14 @@ def test_engines_that_die_and_answer_nothing_wait_longer_and_longer_until_there_
     assert (monitor.state().restarts, monitor.state().fruitless) == (10, 10)
 
 
+def test_a_report_that_comes_after_its_replica_died_does_not_count() -> None:
+    monitor = Monitor(num_replicas=1, max_restarts=1)
+    monitor.report(report("a", 3))
+    monitor.died("a", "out of memory", 3)
+    assert monitor.report(report("a", 3)) is True
+    assert monitor.state().replicas == {}
+
+
 def test_a_row_answered_in_between_begins_the_count_again(clock: list[float]) -> None:
     monitor = Monitor(num_replicas=1, max_restarts=2)
     monitor.may_start()
