@@ -11,8 +11,8 @@ from conf.errors import UserError
 class PlanSpec:
     """A forecast from a sample of the input.
 
-    How long answers are comes from the first of these that there is: answer_column, answer_job, a former record in
-    output.path, data.answer, assumed_fraction.
+    How long answers are comes from the first of these that there is: max_tokens of rows that all have
+    sampling.ignore_eos, answer_column, answer_job, a former record in output.path, data.answer, assumed_fraction.
     """
 
     sample_rows: int = 2_000

@@ -42,8 +42,8 @@ def _predict(plan: Plan, record: dict[str, Any]) -> dict[str, Any] | None:
     # its own throughput says what engines computed; the record's token counts hold former runs' too
     prompt = record["prompt_tokens_per_s"] * inference / requests
     answer = record["completion_tokens_per_s"] * inference / requests
-    longest = prompt + min(3 * answer, float(plan.job.sampling.max_tokens))
-    workload = Workload(prompt_tokens=prompt, answer_tokens=answer, longest_tokens=longest, rows=requests)
+    longest = min(3 * answer, float(plan.job.sampling.max_tokens))
+    workload = Workload(prompt_tokens=prompt, answer_tokens=answer, longest_answer_tokens=longest, rows=requests)
     shape = choose_shape(size, hardware, workload, 1, wish)
     key = key_of(hardware.name, size.size_class, size.weight_kind)
     efficiency = look_up(key)

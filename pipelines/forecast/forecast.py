@@ -174,7 +174,7 @@ def make_forecast(
     workload = Workload(
         prompt_tokens=prompt.mean,
         answer_tokens=answers.mean,
-        longest_tokens=prompt.longest + answers.longest,
+        longest_answer_tokens=answers.longest,
         rows=requests,
         saved_fraction=saving if is_cached else 0.0,
     )

@@ -47,8 +47,10 @@ def answer_lengths(plan: Plan, sample: Sample) -> Answers:
     if plan.job.task is not Task.generate:
         return Answers(mean=0, longest=0, source=f"none with task={plan.job.task.value}", error_fraction=0)
     n = plan.job.sampling.n
+    if sample.max_tokens and not sample.is_open:
+        return of_column(sample.max_tokens, sample.max_tokens, "max_tokens, since ignore_eos is set", n)
     if spec.answer_column is not None and sample.answers:
-        return of_column(sample.answers, sample.max_tokens, spec.answer_column, n)
+        return of_column(sample.answers, sample.max_tokens, f"the column '{spec.answer_column}'", n)
     most = fmean(sample.max_tokens) if sample.max_tokens else plan.job.sampling.max_tokens
     if spec.answer_job is not None:
         return _of_job(read_job(spec.answer_job), spec.answer_job, most)
@@ -59,14 +61,14 @@ def answer_lengths(plan: Plan, sample: Sample) -> Answers:
         except (OSError, ValueError, UserError):
             pass  # a job that has ended without an answer says nothing
     if sample.answers:
-        return of_column(sample.answers, sample.max_tokens, str(data.answer), n)
+        return of_column(sample.answers, sample.max_tokens, f"the column '{data.answer}'", n)
     source = f"assumed: plan.assumed_fraction={spec.assumed_fraction:g} of max_tokens ({most:,.0f} on average)"
     mean = spec.assumed_fraction * most * n
     return Answers(mean=mean, longest=most, source=source, error_fraction=ASSUMED_ERROR)
 
 
-def of_column(values: Sequence[int], max_tokens: Sequence[int], name: str, n: int = 1) -> Answers:
-    """Returns what a column of the sample says; answers end at max_tokens."""
+def of_column(values: Sequence[int], max_tokens: Sequence[int], source: str, n: int = 1) -> Answers:
+    """Returns what lengths of the sample say; answers end at max_tokens."""
     most = max(max_tokens, default=0)
     kept = [min(value, most) for value in values]
     mean = fmean(kept)
@@ -74,7 +76,7 @@ def of_column(values: Sequence[int], max_tokens: Sequence[int], name: str, n: in
     return Answers(
         mean=mean * n,
         longest=max(kept),
-        source=f"the column '{name}'",
+        source=source,
         error_fraction=error,
         cut_fraction=sum(value > most for value in values) / len(values),
         values=tuple(kept),

@@ -36,6 +36,8 @@ class Sample:
     shares: int = 0
     """Requests that may share the answer of an equal one."""
     max_tokens: list[int] = field(default_factory=list)
+    is_open: bool = False
+    """Whether some answer may end before its max_tokens."""
     answers: list[int] | None = None
     """Tokens of an answer, of a column; null without one. Rows where it is null are left out."""
     bad: Counter[str] = field(default_factory=Counter)
@@ -118,8 +120,9 @@ def _add(sample: Sample, table: pa.Table, plan: Plan, column: str | None) -> Non
     sample.keys += keys
     sample.shares += sum(key == entry for key, entry in zip(keys, kept.column(c.ENTRY).to_pylist(), strict=True))
     own = kept.column(c.SAMPLING).to_pylist()
-    most = {text: row_sampling(text, plan.job.sampling).max_tokens for text in set(own)}
-    sample.max_tokens += [most[text] for text in own]
+    sampling = {text: row_sampling(text, plan.job.sampling) for text in set(own)}
+    sample.max_tokens += [sampling[text].max_tokens for text in own]
+    sample.is_open |= not all(spec.ignore_eos and not spec.stop for spec in sampling.values())
     if column is not None and sample.answers is not None:
         sample.answers += _answer_tokens(kept.column(column), plan)
 

@@ -36,8 +36,6 @@ CPU_BATCHED_TOKENS = 2048
 LINK_EFFICIENCY = 0.6
 PIPELINE_EFFICIENCY = 0.85
 """Of a pipeline's stages, which never take equally long. Assumed."""
-TAIL_FRACTION = 0.4
-"""How long a step is, beside a full one, while the last and longest answers go on. Assumed."""
 REDUCE_S = 12e-6
 """Latency of one all-reduce between GPUs of a host; two a layer. Assumed."""
 
@@ -49,8 +47,7 @@ class Workload:
     prompt_tokens: float
     answer_tokens: float
     """0 where an answer is a vector or a score."""
-    longest_tokens: float
-    """The longest prompt and answer together."""
+    longest_answer_tokens: float
     rows: int
     """Requests that engines compute."""
     saved_fraction: float = 0.0
@@ -74,6 +71,8 @@ class Rate:
     rows_per_s: float
     step_s: float
     """Seconds of an engine's step; with several engines on a device, of one that shares it."""
+    floor_s: float
+    """Seconds of a step that holds one sequence."""
     bound: str
     """What it waits for: compute, memory, or cpu."""
 
@@ -126,9 +125,12 @@ def predict_rate(
     # stages hide it in part: one process schedules all groups
     alone = device + cpu
     shared = engines_per_device * alone if is_cpu else max(engines_per_device * device, alone)
+    floor = _met_weights(size, 1) / (ranks * hardware.bytes_per_s * MEMORY_EFFICIENCY) + (
+        CPU_STEP_S if is_cpu else GPU_STEP_S
+    )
     rows = engines_per_device * n / shared * (PIPELINE_EFFICIENCY if pp > 1 else 1.0)
     bound = "cpu" if cpu > device and shared == alone else "compute" if compute >= memory else "memory"
-    return Rate(rows_per_s=rows, step_s=shared / steps, bound=bound)
+    return Rate(rows_per_s=rows, step_s=shared / steps, floor_s=floor, bound=bound)
 
 
 def job_seconds(rate: Rate, workload: Workload, groups: int) -> float:
@@ -140,10 +142,10 @@ def job_seconds(rate: Rate, workload: Workload, groups: int) -> float:
         groups: groups of devices.
     """
     steady = workload.rows / (rate.rows_per_s * groups)
-    # at the end slots stand empty while the longest answers go on, in steps that are short by then
-    longest = max(workload.longest_tokens - workload.held_tokens, 0.0)
-    tail = TAIL_FRACTION * longest * rate.step_s if workload.answer_tokens else 0.0
-    return steady + tail
+    # at the end slots stand empty while the longest answers go on. Their tokens are counted above; what is added is
+    # what a step costs however few sequences it holds
+    extra_steps = max(workload.longest_answer_tokens - workload.answer_tokens, 0.0)
+    return steady + extra_steps * rate.floor_s
 
 
 def _flops(size: ModelSize, hardware: Hardware) -> float:

@@ -59,6 +59,16 @@ def test_dry_run_of_a_batch_is_a_plan(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (tmp_path / "out").exists()
 
 
+def test_answers_that_nothing_ends_are_as_long_as_they_may_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    table = questions(tmp_path / "in.jsonl", 30)
+    words = ["model=demo", f"data.input={table}", "data.prompt={{ question }}", "sampling.max_tokens=20", "--json"]
+    for more, mean, source in (("", 20, "max_tokens, since"), ("sampling.stop=[x]", 10, "assumed")):
+        assert main(["plan", *words, "sampling.ignore_eos=true", *([more] if more else [])]) == 0
+        tokens = json.loads(capsys.readouterr().out)["input"]["completion_tokens"]
+        assert tokens["mean"] == mean
+        assert tokens["source"].startswith(source)
+
+
 def test_a_column_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     table = questions(tmp_path / "in.jsonl", 3)
     words = ["model=demo", f"data.input={table}", "data.prompt={{ question }}", "plan.answer_column=nn"]

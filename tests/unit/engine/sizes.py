@@ -30,7 +30,7 @@ def llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocab
 LLAMA_1B = llama(2048, 5632, 22, 32, 4, 32000)
 LLAMA_8B = llama(4096, 14336, 32, 32, 8)
 LLAMA_70B = llama(8192, 28672, 80, 64, 8)
-MEASURED = Workload(prompt_tokens=245, answer_tokens=153, longest_tokens=1000, rows=9000)
+MEASURED = Workload(prompt_tokens=245, answer_tokens=153, longest_answer_tokens=1000, rows=9000)
 """The table that the constants were fitted to."""
 
 

@@ -63,7 +63,7 @@ def test_a_rate_is_never_beyond_what_the_chip_computes(
     prompt: float, answer: float, seqs: int, engines: int, saved: float
 ):
     work = Workload(
-        prompt_tokens=prompt, answer_tokens=answer, longest_tokens=prompt + answer, rows=10, saved_fraction=saved
+        prompt_tokens=prompt, answer_tokens=answer, longest_answer_tokens=answer, rows=10, saved_fraction=saved
     )
     rate = predict_rate(LLAMA_8B, H200, work, seqs, engines_per_device=engines)
     assert rate.rows_per_s > 0
@@ -81,3 +81,8 @@ def test_more_rows_take_longer_and_more_devices_shorter(rows: int, groups: int):
     assert seconds >= rows / rate.rows_per_s / groups
     assert job_seconds(rate, replace(work, rows=rows * 2), groups) > seconds
     assert job_seconds(rate, work, groups + 1) < seconds
+
+
+def test_a_whole_job_takes_what_it_was_measured_to_take():
+    work = replace(MEASURED, rows=3000, longest_answer_tokens=1024)
+    assert job_seconds(predict_rate(LLAMA_8B, H200, work, 512), work, 1) == pytest.approx(40, rel=0.15)

@@ -120,7 +120,7 @@ def test_a_column_of_lengths_ends_at_max_tokens():
     found = of_column([5, 10, 300], [200, 200, 200], "n")
     assert found.mean == pytest.approx((5 + 10 + 200) / 3)
     assert found.cut_fraction == pytest.approx(1 / 3)
-    assert found.source == "the column 'n'"
+    assert found.source == "n"
 
 
 def test_a_job_that_is_none_is_named(tmp_path: Path):
