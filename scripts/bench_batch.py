@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import signal
 import sys
@@ -125,7 +126,8 @@ def measure(contender: Contender, task: Task, args: argparse.Namespace, facts: d
         wait_for_gpus()
     task_file = Path(f"{task.out}.task.json")
     task_file.write_text(json.dumps(asdict(task)))
-    environment = {**task.environment, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    search_path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**task.environment, "PYTHONPATH": search_path, "RAY_USAGE_STATS_ENABLED": "0"}
     words = [str(SCRIPTS / "bench_runners.py"), str(task_file)]
     output, wall_s, peak = run_measured(words, environment, args.timeout_s)
     line = next(line for line in output.splitlines() if line.startswith("RESULT "))  # vLLM prints there too

@@ -12,6 +12,7 @@ from serve.engine.errors import EngineDead, RequestRejected
 from serve.engine.in_flight import InFlight
 from serve.engine.protocol import EngineStats, Outcome, Request
 from serve.engine.vllm.arguments import with_objects
+from serve.engine.vllm.core_process import prepare_core_process
 from serve.engine.vllm.grammar import has_grammar
 from serve.engine.vllm.outcomes import cosine, outcome, rejected, request_errors
 from serve.engine.vllm.questions import Questions
@@ -33,6 +34,7 @@ class SeparateVllm:
             Exception: what vLLM raises when it does not start.
         """
         began = time.monotonic()
+        prepare_core_process()
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError

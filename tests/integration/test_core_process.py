@@ -1,0 +1,60 @@
+"""An engine's process ends with its replica, however that ends, and does not import vLLM a second time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+START = """
+import asyncio, json, sys
+import psutil
+from conf.schema.engine import Device, EngineProcess, EngineSpec
+from conf.schema.model import ModelSpec
+from serve.engine.start import start_engine
+
+async def start():
+    spec = EngineSpec(process=EngineProcess.separate, max_num_seqs=4, max_model_len=256)
+    engine = await start_engine(ModelSpec(path=sys.argv[1]), spec, Device.cpu, 256)
+    below = [(child.pid, child.ppid(), child.cmdline()) for child in psutil.Process().children(recursive=True)]
+    print("STARTED", json.dumps(below), flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(start())
+"""
+
+
+@pytest.mark.timeout(300)
+def test_an_engine_ends_with_the_process_that_was_killed(tmp_path: Path, demo_model: Path) -> None:
+    root = Path(__file__).parent.parent.parent
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path])}
+    errors = tmp_path / "errors"
+    with errors.open("w") as stderr:
+        command = [sys.executable, "-c", START, str(demo_model)]
+        replica = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=env)
+    try:
+        assert replica.stdout is not None
+        line = next((line for line in replica.stdout if line.startswith("STARTED ")), None)
+        assert line is not None, errors.read_text()[-3000:]
+    finally:
+        replica.kill()
+    started = json.loads(line.removeprefix("STARTED "))
+    below: list[psutil.Process] = []
+    for pid, _, _ in started:
+        try:
+            below.append(psutil.Process(pid))
+        except psutil.NoSuchProcess:
+            continue
+    _, alive = psutil.wait_procs(below, timeout=20)
+    names = [process.cmdline() for process in alive]
+    for process in alive:
+        process.kill()
+    assert not names
+    server = next(pid for pid, _, words in started if "forkserver" in " ".join(words))
+    core = next(parent for _, parent, words in started if "EngineCore" in " ".join(words))
+    assert core == server  # forked from where vLLM is imported
