@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import threading
@@ -76,6 +77,12 @@ def run_plan(plan: Plan, find_work: Callable[[Plan], Work]) -> int:
                 plan.output.report.write_bytes(result.page(record).encode("utf-8", "replace"))
     except OSError as error:
         raise UserError(unwritable(plan.output.root.path, error)) from error
+    except KeyboardInterrupt:
+        print("manta batch: stopped at once; what was finished is kept, the same command goes on", file=sys.stderr)
+        sys.stderr.flush()
+        # threads may still speak to Ray, which would end the process with another exit code; its own processes on this
+        # machine end with this one
+        os._exit(130)
     print(result.text())
     if shown := result.first_rows():
         print(f"\nfirst rows:\n{shown}")
@@ -129,7 +136,8 @@ def _execute(
                     state = watch(consumer, monitor, display, plan, work, interruption, lost)
                     timeline = timeline_of(monitor)
                 finally:
-                    consumer.leave(monitor)
+                    if not isinstance(sys.exception(), KeyboardInterrupt):
+                        consumer.leave(monitor)
         finally:
             actors.release()
             _keep_logs(connection.logs, plan.output)
