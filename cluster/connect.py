@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -41,7 +42,7 @@ def local_devices() -> int:
 
 @contextmanager
 def connect(spec: ClusterSpec, num_cpus: int, scratch: Path) -> Iterator[Connection]:
-    """Starts or joins a cluster and leaves it at the end.
+    """Starts or joins a cluster and leaves it at the end, but for a `KeyboardInterrupt`.
 
     Args:
         spec: which.
@@ -77,8 +78,10 @@ def connect(spec: ClusterSpec, num_cpus: int, scratch: Path) -> Iterator[Connect
             logs=session / "logs" if spec.address is None else None,
         )
     finally:
-        with suppress(Exception):
-            ray.shutdown()
+        # on Ctrl-C the caller ends the process, and Ray with it: threads that still speak to Ray would not survive this
+        if not isinstance(sys.exception(), KeyboardInterrupt):
+            with suppress(Exception):
+                ray.shutdown()
 
 
 def _join(address: str) -> object:

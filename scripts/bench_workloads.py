@@ -16,6 +16,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pipelines.forecast.prefix import BLOCK_TOKENS, best_prefix_hit_rate
+
 FIRST_ID = 16
 """Token ids below are left to special tokens."""
 MEAN_IN_TOKENS, MEAN_OUT_TOKENS = 245, 153
@@ -24,8 +26,6 @@ SIGMA = 0.7
 """Of the logarithm of a length: one row in a hundred is four times as long as the mean."""
 LONGEST_TOKENS = 1024
 TRACE_BLOCK_TOKENS = 512
-KV_BLOCK_TOKENS = 16
-"""vLLM's block: what prompts share counts in whole ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,8 +102,8 @@ def prefix(shape: Shape) -> Iterator[Row]:
         Unavailable: where the trace is absent.
         ValueError: when a scaled block is no multiple of vLLM's, which would change what can be shared.
     """
-    if TRACE_BLOCK_TOKENS % (shape.scale * KV_BLOCK_TOKENS):
-        raise ValueError(f"--scale must divide {TRACE_BLOCK_TOKENS // KV_BLOCK_TOKENS}, got {shape.scale}")
+    if TRACE_BLOCK_TOKENS % (shape.scale * BLOCK_TOKENS):
+        raise ValueError(f"--scale must divide {TRACE_BLOCK_TOKENS // BLOCK_TOKENS}, got {shape.scale}")
     if shape.trace is None or not shape.trace.is_file():
         raise Unavailable(f"prefix: the trace {shape.trace} is absent")
     block = TRACE_BLOCK_TOKENS // shape.scale
@@ -141,29 +141,6 @@ def _length(drawn: random.Random, mean: float) -> int:
     return max(4, min(LONGEST_TOKENS, round(length)))
 
 
-def best_hit_rate(prompts: Iterable[Sequence[int]], block_tokens: int = KV_BLOCK_TOKENS) -> float:
-    """Returns the share of tokens that an endless prefix cache would have, were the prompts run one after another.
-
-    Args:
-        prompts: token ids.
-        block_tokens: a cache holds whole blocks of so many.
-
-    Returns:
-        0 to 1; of a prompt's blocks those count that follow an equal beginning.
-    """
-    # a block is known by the number of its beginning, so that memory does not grow with the square of the length
-    seen: dict[tuple[int, tuple[int, ...]], int] = {}
-    hits = total = 0
-    for prompt in prompts:
-        total += len(prompt)
-        before = 0
-        for start in range(0, len(prompt) - block_tokens + 1, block_tokens):
-            key = (before, tuple(prompt[start : start + block_tokens]))
-            hits += block_tokens if key in seen else 0
-            before = seen.setdefault(key, len(seen) + 1)
-    return hits / total if total else 0.0
-
-
 def describe(rows: Sequence[Row]) -> dict[str, Any]:
     """Returns what a report says of a workload: counts, lengths in tokens and what prompts share."""
     facts: dict[str, Any] = {"rows": len(rows), "distinct_prompts": len({row.text for row in rows})}
@@ -171,7 +148,7 @@ def describe(rows: Sequence[Row]) -> dict[str, Any]:
         lengths = [len(row.token_ids) for row in rows]
         facts |= {"prompt_tokens": sum(lengths), "longest_prompt_tokens": max(lengths)}
         facts["completion_tokens"] = sum(row.max_tokens for row in rows)
-        facts["best_prefix_hit_rate"] = round(best_hit_rate(row.token_ids for row in rows), 4)
+        facts["best_prefix_hit_rate"] = round(best_prefix_hit_rate(row.token_ids for row in rows), 4)
     return facts
 
 

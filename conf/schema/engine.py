@@ -64,6 +64,8 @@ class FaultSpec:
     """Time from request to completion, in milliseconds."""
     fail_start: bool = False
     """The engine fails to start."""
+    slow_start_file: str | None = None
+    """A local file that the first engine to start makes; it is ready when somebody has removed the file."""
     hang_marker: str | None = None
     """A prompt that contains it is never answered, nor is any other from then on."""
     kill_marker: str | None = None

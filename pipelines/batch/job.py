@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import threading
@@ -40,10 +41,10 @@ def run(job: BatchJob) -> int:
     Raises:
         UserError: for the user's mistake, before Ray and an engine start.
     """
-    job = absolute(job)
+    plan = make_plan(absolute(job), now())
     if job.engine.sizing is Sizing.planned:
-        job = with_planned_sizes(job)
-    return run_plan(make_plan(job, now()), open_output)
+        plan = with_planned_sizes(plan)
+    return run_plan(plan, open_output)
 
 
 def run_plan(plan: Plan, find_work: Callable[[Plan], Work]) -> int:
@@ -68,14 +69,20 @@ def run_plan(plan: Plan, find_work: Callable[[Plan], Work]) -> int:
             except JobFailed as error:
                 print(f"manta batch: {error}\nlogs: {plan.output.logs.path}", file=sys.stderr)
                 return 1
-            record = json.dumps(with_prediction(result.plan, result.record()), indent=2, ensure_ascii=False)
-            plan.output.record.write_bytes(record.encode())
+            record = with_prediction(result.plan, result.record())
+            plan.output.record.write_bytes(json.dumps(record, indent=2, ensure_ascii=False).encode())
             if plan.format is OutputFormat.openai_batch:
                 join_parts(plan.output, result.work.units)
             if result.timeline is not None or not plan.output.report.exists():  # a run with nothing to do shows nothing
-                plan.output.report.write_bytes(result.page().encode("utf-8", "replace"))
+                plan.output.report.write_bytes(result.page(record).encode("utf-8", "replace"))
     except OSError as error:
         raise UserError(unwritable(plan.output.root.path, error)) from error
+    except KeyboardInterrupt:
+        print("manta batch: stopped at once; what was finished is kept, the same command goes on", file=sys.stderr)
+        sys.stderr.flush()
+        # threads may still speak to Ray, which would end the process with another exit code; its own processes on this
+        # machine end with this one
+        os._exit(130)
     print(result.text())
     if shown := result.first_rows():
         print(f"\nfirst rows:\n{shown}")
@@ -129,7 +136,8 @@ def _execute(
                     state = watch(consumer, monitor, display, plan, work, interruption, lost)
                     timeline = timeline_of(monitor)
                 finally:
-                    consumer.leave(monitor)
+                    if not isinstance(sys.exception(), KeyboardInterrupt):
+                        consumer.leave(monitor)
         finally:
             actors.release()
             _keep_logs(connection.logs, plan.output)

@@ -22,6 +22,7 @@ from pipelines.batch.plan import Plan
 from pipelines.batch.pool import PoolSize
 from pipelines.batch.read import read_split
 from pipelines.batch.resume import Reading, Work
+from pipelines.batch.seat import SeatedInfer
 from pipelines.batch.unit import Parcel, cut_units, over_units, wrap
 from serve.engine.placement import ReplicaActors
 
@@ -149,7 +150,7 @@ def build_pipeline(
         num_cpus=None if plan.device is Device.cpu else READER_CPUS,
     )
     return identified.map_batches(
-        Infer,
+        SeatedInfer if actors.is_reserved else Infer,
         fn_constructor_kwargs={"replica": replica, "sink": sink, "monitor": monitor, "claims": claims},
         batch_size=1,
         batch_format="pyarrow",

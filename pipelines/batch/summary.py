@@ -109,6 +109,11 @@ class Result:
     timeline: Timeline | None = None
     """Null where there was nothing to do."""
     is_interrupted: bool = False
+    shares: list[Share] = field(init=False)
+    """Where the time of each engine went."""
+
+    def __post_init__(self) -> None:
+        self.shares = attribute(self.timeline) if self.timeline is not None else []
 
     @property
     def totals(self) -> Totals:
@@ -119,11 +124,6 @@ class Result:
     def exit_code(self) -> int:
         """130 interrupted, 3 when rows failed, else 0."""
         return 130 if self.is_interrupted else 3 if self.totals.failed else 0
-
-    @property
-    def shares(self) -> list[Share]:
-        """Where the time of each engine went."""
-        return attribute(self.timeline) if self.timeline is not None else []
 
     def record(self) -> dict[str, Any]:
         """Returns what job.json holds."""
@@ -211,7 +211,7 @@ class Result:
             f"  engine time  {in_words(total(self.shares))}",
         ]
 
-    def page(self) -> str:
+    def page(self, record: dict[str, Any]) -> str:
         """Returns the record for a person to look at: HTML."""
         rows = [
             {
@@ -222,7 +222,7 @@ class Result:
             }
             for row in self.written.sample[: self.plan.job.progress.show_rows]
         ]
-        return build_page(self.record(), self.timeline, self.shares, rows)
+        return build_page(record, self.timeline, self.shares, rows)
 
     def first_rows(self) -> str:
         """Returns the first answers that this run has written."""

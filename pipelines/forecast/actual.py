@@ -35,8 +35,10 @@ def _predict(plan: Plan, record: dict[str, Any]) -> dict[str, Any] | None:
     if not requests or not inference or engine.kind is not EngineKind.vllm:
         return None
     hardware = hardware_of(replace(plan.job, engine=replace(engine, device=plan.device)))
-    wish = as_set(engine)
-    needed = -(-engine.max_replicas // engine.engines_per_device) * engine.world_size
+    # an elastic pool may have been smaller than it might be, and who was never ready computed nothing
+    ready = sum(bool(share["replicas"]) for share in record["replica_seconds"]["replicas"])
+    wish = replace(as_set(engine), num_replicas=ready)
+    needed = -(-ready // engine.engines_per_device) * engine.world_size
     hardware = replace(hardware, num_devices=max(hardware.num_devices, needed))
     size = size_of(plan, hardware)
     # its own throughput says what engines computed; the record's token counts hold former runs' too

@@ -10,7 +10,7 @@ from pathlib import Path
 from conf.errors import UserError
 from conf.schema.batch import BatchJob
 from conf.schema.engine import Device
-from pipelines.batch.plan import absolute, make_plan
+from pipelines.batch.plan import Plan, absolute, make_plan, on_device
 from pipelines.forecast.efficiency import key_of, look_up
 from pipelines.forecast.forecast import Forecast, make_forecast
 from pipelines.forecast.lengths import answer_lengths
@@ -18,6 +18,7 @@ from pipelines.forecast.page import page
 from pipelines.forecast.sample import take_sample
 from pipelines.forecast.target import hardware_of, size_of
 from pipelines.forecast.warning import warnings_of
+from serve.engine.hardware import Hardware
 
 
 def run(job: BatchJob) -> int:
@@ -53,8 +54,11 @@ def forecast_job(job: BatchJob) -> Forecast:
         UserError: see `run`.
     """
     # the devices of the plan are those of `hardware`, which this machine need not have
-    plan = make_plan(replace(job, engine=replace(job.engine, device=Device.auto)))
-    hardware = hardware_of(job)
+    return _forecast(make_plan(replace(job, engine=replace(job.engine, device=Device.auto))), hardware_of(job))
+
+
+def _forecast(plan: Plan, hardware: Hardware) -> Forecast:
+    job = plan.job
     size = size_of(plan, hardware)
     sample = take_sample(plan, job.plan)
     if not sample.prompts:
@@ -62,23 +66,24 @@ def forecast_job(job: BatchJob) -> Forecast:
         raise UserError(f"data.input={job.data.input}: none of {sample.rows:,} rows makes a request ({worst})")
     efficiency = look_up(key_of(hardware.name, size.size_class, size.weight_kind))
     context = plan.identity.max_model_len
-    forecast = make_forecast(plan.job, sample, answer_lengths(plan, sample), size, hardware, efficiency, context)
-    forecast.warnings.extend(warnings_of(plan.job, sample, forecast))
+    forecast = make_forecast(job, sample, answer_lengths(plan, sample), size, hardware, efficiency, context)
+    forecast.warnings.extend(warnings_of(job, sample, forecast))
     if job.output.path is not None and plan.output.spec.exists():
         forecast.warnings.append("output.path holds a job already: what is done there is not computed again")
     return forecast
 
 
-def with_planned_sizes(job: BatchJob) -> BatchJob:
-    """Returns a job with the sizes that its forecast chose in the place of those that nobody set.
+def with_planned_sizes(plan: Plan) -> Plan:
+    """Returns a plan with the sizes that its forecast chose in the place of those that nobody set.
 
-    Args:
-        job: with absolute paths.
+    The input is not looked at again: sizes do not change what is read, nor what a row's answer is.
 
     Raises:
         UserError: see `run`.
     """
-    shape = forecast_job(job).shape
+    began = time.monotonic()
+    job = plan.job
+    shape = _forecast(plan, hardware_of(job)).shape
     is_shared = shape.engines_per_device > 1
     engine = replace(
         job.engine,
@@ -91,4 +96,5 @@ def with_planned_sizes(job: BatchJob) -> BatchJob:
         # alone on its device an engine finds out itself what is free, more exactly
         kv_cache_bytes=shape.kv_cache_bytes if is_shared else job.engine.kv_cache_bytes,
     )
-    return replace(job, engine=engine)
+    sized = on_device(replace(plan, job=replace(job, engine=engine)), plan.device)
+    return replace(sized, seconds=plan.seconds + time.monotonic() - began)

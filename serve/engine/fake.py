@@ -62,6 +62,18 @@ class FakeEngine:
         self._is_hung = False
         self._computed: int | None = None
 
+    async def start(self) -> None:
+        """Gets ready, late where ``fault.slow_start_file`` asks for it."""
+        if self._fault.slow_start_file is None:
+            return
+        memory = Path(self._fault.slow_start_file)
+        try:
+            memory.touch(exist_ok=False)
+        except FileExistsError:
+            return
+        while memory.exists():
+            await asyncio.sleep(0.05)
+
     def generate(self, requests: Iterable[Request], exclusive: bool = False) -> AsyncIterator[Outcome]:
         """See `Engine.generate`."""
         return self._in_flight.stream(requests, self._answer, exclusive)

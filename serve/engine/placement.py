@@ -60,7 +60,7 @@ class ReplicaActors:
     """Ray actor options of the replicas, in placement groups where they are partitioned."""
 
     def __init__(self, placement: Placement, num_replicas: int, is_partitioned: bool) -> None:
-        """Reserves the placement groups.
+        """Reserves a placement group for each replica.
 
         Args:
             placement: what one replica asks for.
@@ -73,11 +73,7 @@ class ReplicaActors:
             import ray
 
             make = ray.util.placement_group
-            if len(placement.bundles) == 1:  # one group for all; each replica takes a bundle that is free
-                self._groups = [make(placement.bundles * num_replicas, strategy="PACK")]
-            else:
-                self._groups = [make(placement.bundles, strategy=placement.strategy) for _ in range(num_replicas)]
-        self._bundle = -1 if len(placement.bundles) == 1 else 0
+            self._groups = [make(placement.bundles, strategy=placement.strategy) for _ in range(num_replicas)]
         self._next = itertools.cycle(self._groups)
 
     @property
@@ -102,12 +98,12 @@ class ReplicaActors:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         strategy = PlacementGroupSchedulingStrategy(
-            next(self._next), placement_group_bundle_index=self._bundle, placement_group_capture_child_tasks=True
+            next(self._next), placement_group_bundle_index=0, placement_group_capture_child_tasks=True
         )
         return {"scheduling_strategy": strategy}
 
     def release(self) -> None:
-        """Gives the placement groups back. Ray Data leaves them reserved until the driver ends (ray#64035)."""
+        """Gives the placement groups back that are left. Ray keeps them until the driver ends (ray#64035)."""
         if not self._groups:
             return
         import ray

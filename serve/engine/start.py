@@ -33,7 +33,10 @@ async def start_engine(
         from serve.engine.fake import FakeEngine
         from serve.engine.prompt import load_renderer
 
-        return FakeEngine(spec, max_model_len, load_renderer(model, max_model_len, None).decode, task, model.adapters)
+        decode = load_renderer(model, max_model_len, None).decode
+        engine = FakeEngine(spec, max_model_len, decode, task, model.adapters)
+        await engine.start()
+        return engine
     from serve.engine.vllm import start_vllm
 
     return await start_vllm(model, spec, device, share, task)

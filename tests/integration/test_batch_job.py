@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 from conftest import read_answers
-from jobs import manta, questions, read_failed, start
+from jobs import computed, manta, questions, read_failed, record, start, wait_for_computed
 
 pytestmark = pytest.mark.timeout(240)  # each starts a Ray of its own: 15 s on a quiet machine, more on a busy one
 
@@ -155,6 +157,38 @@ def test_interrupted_jobs_keep_what_was_finished(tmp_path: Path) -> None:
     assert record["answers"] == len(answers)
     assert record["answers"] + record["unfinished"] == 2000
     assert "Interrupted" in (out / "_manta" / "report.html").read_text()
+
+
+def test_a_second_interruption_ends_the_job_at_once(tmp_path: Path) -> None:
+    """The engine's process stands still, so the first one waits for it."""
+    source, out, side = questions(tmp_path / "in.jsonl", 400), tmp_path / "out", tmp_path / "computed"
+    words = [f"data.input={source}", f"output.path={out}", f"engine.fault.computed_file={side}"]
+    process = start(*words, "engine.fault.latency_ms=200", "engine.max_in_flight=16", "progress.quiet=true")
+    wait_for_computed(side, 50, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    names = {one.pid: " ".join(one.cmdline()) for one in family}
+    replica = next(one for one in family if "Infer" in names[one.pid])
+    try:
+        replica.suspend()
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=5)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=10)
+    finally:
+        replica.kill()
+    assert process.returncode == 130, stderr
+    assert "stopped at once; what was finished is kept" in stderr
+    assert "Traceback" not in stderr
+    # two small agents of Ray's notice it only after a minute or two, as they do when a driver is killed
+    _, left = psutil.wait_procs([one for one in family if "Agent" not in names[one.pid]], timeout=10)
+    assert [one for one in left if one.status() != psutil.STATUS_ZOMBIE] == []
+    paid = computed(side)
+    done = manta(*words)
+    assert done.returncode == 0, done.stderr
+    assert sorted(row["n"] for row in read_answers(out)) == list(range(400))
+    assert computed(side) - 400 <= 16
+    assert record(out)["replayed"] + record(out)["done_before"] >= paid - 16
 
 
 def test_more_replicas_than_the_cluster_holds_are_refused(tmp_path: Path) -> None:

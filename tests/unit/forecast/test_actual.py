@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conf.entry import compose
+from conf.schema.engine import Device
 from pipelines.batch.plan import make_plan
 from pipelines.forecast.actual import with_prediction
 
@@ -17,8 +19,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "efficiency.json"
 
 
-def record(inference_s: float = 40.0, **changes: Any) -> dict[str, Any]:
+def record(inference_s: float = 40.0, ready: int = 1, **changes: Any) -> dict[str, Any]:
+    places = [{"replicas": [f"engine {number}"]} for number in range(ready)]
     return {
+        "replica_seconds": {"replicas": [*places, {"replicas": []}]},
         "requests": 4000,
         "prompt_tokens_per_s": 4000 * 105 / inference_s,
         "completion_tokens_per_s": 4000 * 43 / inference_s,
@@ -37,6 +41,13 @@ def test_a_job_is_compared_and_taught(cache: Path):
     assert json.loads(cache.read_text())["cpu/4m/bf16"]["start_s"] == [6.0]
     again = with_prediction(plan, record())["predicted"]
     assert again["actual_over_predicted"] == pytest.approx(1, rel=0.01)
+
+
+def test_the_engines_that_there_were_are_predicted(cache: Path):
+    words = ("model=demo", "data=tickets", "engine=cpu", "hardware=h200", "engine.num_replicas=1..4")
+    plan = replace(make_plan(compose("batch", *words)), device=Device.cuda)
+    seconds = [with_prediction(plan, record(20.0, ready))["predicted"]["roofline_s"] for ready in (1, 2, 4)]
+    assert seconds[0] > 1.5 * seconds[1] > 1.5 * 1.5 * seconds[2]
 
 
 @pytest.mark.parametrize("words,changes", [([], {"requests": 0}), (["engine=fake"], {}), ([], {"requests": "broken"})])
