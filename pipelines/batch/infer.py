@@ -105,7 +105,7 @@ class Infer:
         self._death = threading.Lock()
         self._alive_at = time.monotonic()
         self._progress = 0
-        wait_s: Any = ray.get(monitor.may_start.remote(_shared_device(replica.engine)))
+        wait_s: Any = ray.get(monitor.may_start.remote())
         if wait_s is None:
             raise EngineDead("too many engines died")
         begin = time.monotonic() + wait_s
@@ -262,16 +262,6 @@ class Infer:
             except Exception:  # such as a log that its unit closes meanwhile
                 traceback.print_exc()
         sys.stderr.flush()
-
-
-def _shared_device(spec: EngineSpec) -> str | None:
-    """Names the GPU that this process shares with others; null where it shares none."""
-    if spec.engines_per_device == 1:
-        return None
-    import ray
-
-    context = ray.get_runtime_context()
-    return f"{context.get_node_id()}/{context.get_accelerator_ids().get('GPU')}"
 
 
 def _errno(error: BaseException) -> int | None:

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pipelines.batch.timeline import SILENT_S, Timeline
 from serve.engine.protocol import EngineStats
 
-STAGGER_S = 8.0
-"""Between the starts of engines that share a GPU: each looks how much memory is free while it loads."""
 MAX_WAIT_S = 60.0
 """The longest wait before an engine is started in the place of a dead one."""
 
@@ -124,7 +122,6 @@ class Monitor:
         self._lost = 0
         self._dead: set[str] = set()
         self._is_leaving = False
-        self._free_at: dict[str, float] = {}
 
     def report(self, report: ReplicaReport) -> bool:
         """Takes a replica's counts; returns whether it should stop."""
@@ -135,23 +132,12 @@ class Monitor:
         self._timeline.hear(report, report.heard_at)
         return self._state.is_stopping
 
-    def may_start(self, device: str | None = None) -> float | None:
+    def may_start(self) -> float | None:
         """Hears of an engine that is about to start.
-
-        Args:
-            device: names the GPU that it shares with others; null where it has its devices for itself.
 
         Returns:
             Seconds to wait before, more with each death that followed on another; null where too many did.
         """
-        wait_s = self._may_start()
-        if device is None or wait_s is None:
-            return wait_s
-        begin = max(now() + wait_s, self._free_at.get(device, 0.0))
-        self._free_at[device] = begin + STAGGER_S
-        return begin - now()
-
-    def _may_start(self) -> float | None:
         self._starts += 1
         self._timeline.begin()
         if self._starts <= self._num_replicas:

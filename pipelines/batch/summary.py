@@ -156,12 +156,18 @@ class Result:
             "prompt_tokens_per_s": now.engine_prompt_tokens / s.inference if s.inference else None,
             "completion_tokens_per_s": now.engine_completion_tokens / s.inference if s.inference else None,
             "prefix_hit_rate": state.prefix_hit_rate,
-            "engine_start_s": [report.engine.start_s for report in state.replicas.values()],
+            "engine_start_s": self._engine_starts(),
             "engine_restarts": state.restarts,
             "engine_deaths": state.deaths,
             "interrupted": self.is_interrupted,
             "versions": versions(),
         }
+
+    def _engine_starts(self) -> list[dict[str, float]]:
+        """Seconds of each engine's start: from the cluster to its process, and then what the engine says."""
+        connected = self.timeline.began_at if self.timeline else 0.0
+        reports = self.state.replicas.values()
+        return [{"process": max(report.began_at - connected, 0.0), **report.engine.start_s} for report in reports]
 
     def text(self) -> str:
         """Returns the summary as a person reads it."""

@@ -45,7 +45,13 @@ def _predict(plan: Plan, record: dict[str, Any]) -> dict[str, Any] | None:
     prompt = record["prompt_tokens_per_s"] * inference / requests
     answer = record["completion_tokens_per_s"] * inference / requests
     longest = min(3 * answer, float(plan.job.sampling.max_tokens))
-    workload = Workload(prompt_tokens=prompt, answer_tokens=answer, longest_answer_tokens=longest, rows=requests)
+    workload = Workload(
+        prompt_tokens=prompt,
+        answer_tokens=answer,
+        longest_answer_tokens=longest,
+        rows=requests,
+        saved_fraction=record["prefix_hit_rate"] or 0.0,
+    )
     shape = choose_shape(size, hardware, workload, 1, wish)
     key = key_of(hardware.name, size.size_class, size.weight_kind)
     efficiency = look_up(key)

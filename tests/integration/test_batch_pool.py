@@ -12,8 +12,6 @@ import pytest
 from conftest import read_answers
 from jobs import ENVIRONMENT, command, manta, questions, record
 
-from pipelines.batch.monitor import STAGGER_S
-
 pytestmark = pytest.mark.timeout(300)
 
 
@@ -35,7 +33,7 @@ def test_all_engines_start_at_once_and_rows_go_to_the_first_that_is_ready(tmp_pa
     assert {cause for cause, seconds in starting.items() if seconds} == {"start_up"}
 
 
-def test_engines_that_share_a_device_start_one_after_another(tmp_path: Path) -> None:
+def test_engines_that_share_a_device_both_answer(tmp_path: Path) -> None:
     source, out = questions(tmp_path / "in.jsonl", 500), tmp_path / "out"
     done = manta(
         *(f"data.input={source}", f"output.path={out}", "engine.num_replicas=2", "engine.engines_per_device=2"),
@@ -45,7 +43,7 @@ def test_engines_that_share_a_device_start_one_after_another(tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     assert sorted(row["n"] for row in read_answers(out)) == list(range(500))
     first, second = (share["seconds"] for share in record(out)["replica_seconds"]["replicas"])
-    assert second["start_up"] - first["start_up"] > STAGGER_S / 2
+    assert first["computing"] > 0
     assert second["computing"] > 0
 
 

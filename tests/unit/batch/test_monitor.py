@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipelines.batch import monitor as monitor_module
-from pipelines.batch.monitor import MAX_WAIT_S, SILENT_S, STAGGER_S, Monitor, ReplicaReport
+from pipelines.batch.monitor import MAX_WAIT_S, SILENT_S, Monitor, ReplicaReport
 from serve.engine.protocol import EngineStats
 
 
@@ -57,14 +57,6 @@ def test_the_first_engines_start_at_once_and_are_no_restarts() -> None:
     monitor = Monitor(num_replicas=3, max_restarts=1)
     assert [monitor.may_start() for _ in range(3)] == [0.0] * 3
     assert monitor.state().restarts == 0
-
-
-def test_engines_that_share_a_gpu_start_one_after_another(clock: list[float]) -> None:
-    monitor = Monitor(num_replicas=4, max_restarts=1)
-    waits = [monitor.may_start(device) for device in ("node/0", "node/1", "node/0", "node/1")]
-    assert waits == [0.0, 0.0, STAGGER_S, STAGGER_S]
-    clock[0] += 100
-    assert monitor.may_start("node/0") == 0.0  # of a dead one's place: the others have started long ago
 
 
 def test_engines_that_die_and_answer_nothing_wait_longer_and_longer_until_there_are_too_many() -> None:

@@ -27,6 +27,7 @@ def record(inference_s: float = 40.0, ready: int = 1, **changes: Any) -> dict[st
         "prompt_tokens_per_s": 4000 * 105 / inference_s,
         "completion_tokens_per_s": 4000 * 43 / inference_s,
         "seconds": {"inference": inference_s, "plan": 1.0, "cluster": 2.0, "engines": 3.0},
+        "prefix_hit_rate": 0.0,
         "interrupted": False,
         "engine_restarts": 0,
         **changes,
@@ -48,6 +49,12 @@ def test_the_engines_that_there_were_are_predicted(cache: Path):
     plan = replace(make_plan(compose("batch", *words)), device=Device.cuda)
     seconds = [with_prediction(plan, record(20.0, ready))["predicted"]["roofline_s"] for ready in (1, 2, 4)]
     assert seconds[0] > 1.5 * seconds[1] > 1.5 * 1.5 * seconds[2]
+
+
+def test_prompts_that_the_cache_held_teach_nothing_of_the_engines_speed(cache: Path):
+    plan = make_plan(compose("batch", "model=demo", "data=tickets", "engine=cpu"))
+    whole, half = (with_prediction(plan, record(prefix_hit_rate=rate))["predicted"] for rate in (0.0, 0.5))
+    assert half["roofline_s"] < 0.95 * whole["roofline_s"]
 
 
 @pytest.mark.parametrize("words,changes", [([], {"requests": 0}), (["engine=fake"], {}), ([], {"requests": "broken"})])
