@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -33,7 +34,7 @@ has imported the tokenizer's libraries already (3 s saved on two cores). Beside 
 engine in processes of its own, so it asks for something else.
 """
 
-MAX_READERS, MAX_LOCAL_READERS = 8, 2
+MAX_READERS, MAX_LOCAL_READERS = 8, min(2, max(1, (os.cpu_count() or 1) // 2))
 """Tasks that read and tokenize at a time, on a cluster and on this machine."""
 
 
