@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -162,5 +163,10 @@ def build_pipeline(
     )
 
 
+_IDENTIFYING = threading.Lock()
+"""The tokenizer takes all cores for one unit: in an actor of many threads the first would be ready with the last."""
+
+
 def _identify(wrapped: pa.Table, identity: Identity) -> pa.Table:
-    return over_units(wrapped, lambda parcel: replace(parcel, table=identify(parcel.table, identity)))
+    with _IDENTIFYING:
+        return over_units(wrapped, lambda parcel: replace(parcel, table=identify(parcel.table, identity)))
