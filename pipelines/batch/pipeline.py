@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -29,12 +31,13 @@ from serve.engine.placement import ReplicaActors
 READER_CPUS = 0.5
 """CPUs of a task that reads and tokenizes.
 
-Ray Data fuses a task with the actor after it when both ask for the same. On a CPU that is welcome: the engine's process
-has imported the tokenizer's libraries already (3 s saved on two cores). Beside a GPU, tokenizing must run ahead of the
-engine in processes of its own, so it asks for something else.
+Ray Data fuses a task with the actor after it when both ask for the same, and for no number of tasks. On a CPU that is
+welcome: the engine's process has imported the tokenizer's libraries already (4 s saved on two cores), and tokenizing
+takes all cores beside its Python. Beside a GPU, it must run ahead of the engine in processes of its own, so it asks for
+something else.
 """
 
-MAX_READERS, MAX_LOCAL_READERS = 8, 2
+MAX_READERS, MAX_LOCAL_READERS = 8, min(2, max(1, (os.cpu_count() or 1) // 2))
 """Tasks that read and tokenize at a time, on a cluster and on this machine."""
 
 
@@ -146,7 +149,7 @@ def build_pipeline(
         partial(_identify, identity=plan.identity),
         batch_size=1,
         batch_format="pyarrow",
-        compute=TaskPoolStrategy(size=readers),
+        compute=None if plan.device is Device.cpu else TaskPoolStrategy(size=readers),
         num_cpus=None if plan.device is Device.cpu else READER_CPUS,
     )
     return identified.map_batches(
@@ -161,5 +164,10 @@ def build_pipeline(
     )
 
 
+_IDENTIFYING = threading.Lock()
+"""The tokenizer takes all cores for one unit: in an actor of many threads the first would be ready with the last."""
+
+
 def _identify(wrapped: pa.Table, identity: Identity) -> pa.Table:
-    return over_units(wrapped, lambda parcel: replace(parcel, table=identify(parcel.table, identity)))
+    with _IDENTIFYING:
+        return over_units(wrapped, lambda parcel: replace(parcel, table=identify(parcel.table, identity)))

@@ -141,9 +141,10 @@ class UnitRun:
 
     def _run_all(self, requests: dict[str, Waiting], history: History, found: Found, engine: Asking) -> None:
         clean = [entry for entry in requests if not history.attempts[entry]]
+        suspects = [entry for entry in requests if history.attempts[entry]]
         if clean:
             self._run_some(clean, requests, found, engine, is_alone=False)
-        for group in suspect_groups([e for e in requests if e not in clean], history.attempts, self._max_attempts):
+        for group in suspect_groups(suspects, history.attempts, self._max_attempts):
             if engine.is_stopping:
                 return
             self._run_some(group, requests, found, engine, is_alone=True)
