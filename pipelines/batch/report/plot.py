@@ -13,6 +13,8 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 240, 64, 40, 14, 40
 """Of a plot and its margins, in SVG's units."""
 MAX_BINS = 120
 """Spans of time into which a job is cut; none is shorter than a second."""
+NOTHING = 1e-9
+"""A plot of no more is one of nothing: the smallest numbers there are cannot be parted in steps."""
 _TIME_STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200)
 
 
@@ -40,7 +42,8 @@ class Plot:
     @property
     def top(self) -> float:
         """The largest value that there is room for: a mark."""
-        most = max((value for line in self.lines.values() for value in line), default=0.0) or 1.0
+        most = max((value for line in self.lines.values() for value in line), default=0.0)
+        most = most if most > NOTHING else 1.0
         step = round_step(most, 5)
         return step * math.ceil(most / step - 1e-9)
 

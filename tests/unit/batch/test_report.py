@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from conf.schema.batch import BatchJob
@@ -232,6 +232,7 @@ def test_any_row_file_and_message_can_be_shown(cells: dict[str, Any], name: str,
     Page(html.encode("utf-8", "replace").decode())
 
 
+@example([5e-324], 1.0)
 @given(st.lists(st.floats(0, 1e12), min_size=1, max_size=50), st.floats(0.1, 1e7))
 def test_a_line_stays_within_its_axes(line: list[float], wall_s: float) -> None:
     plot = Plot(name="p", title="t", unit="u", wall_s=wall_s, lines={"a": line})
