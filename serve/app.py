@@ -191,7 +191,7 @@ def _watch(name: str, interrupted: threading.Event, terminal: TextIO) -> None:
         states: dict[str, int] = {}
         for deployment in status.deployments.values():
             for state, count in deployment.replica_states.items():
-                states[state.value.lower()] = states.get(state.value.lower(), 0) + count
+                states[state.lower()] = states.get(state.lower(), 0) + count
         if before is not None and states != before:
             shown = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
             print(f"manta serve: replicas: {shown or 'none'}", file=terminal)

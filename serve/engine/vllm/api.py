@@ -113,6 +113,7 @@ def _namespace(model: ModelSpec, arguments: Mapping[str, Any], options: Mapping[
     for name, value in {**arguments, **options}.items():
         setattr(args, name, value)
     args.structured_outputs_config = llm.vllm_config.structured_outputs_config
+    args.model = model.name  # /v1/models shows it: a path is nobody's business
     args.chat_template = model.chat_template
     args.lora_modules = [LoRAModulePath(name, folder) for name, folder in model.adapters.items()] or None
     args.allowed_origins = []  # vLLM lets the scripts of every web page in

@@ -1,0 +1,71 @@
+"""How a service starts, breaks and ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from jobs import run
+from services import free_port, serving
+
+pytestmark = pytest.mark.timeout(400)
+LONG = {"model": "demo", "prompt": "x", "max_tokens": 1500, "ignore_eos": True, "temperature": 0}
+
+
+def test_a_partitioned_model_answers_survives_its_worker_and_drains(tmp_path: Path):
+    with serving(tmp_path, "model=demo", "engine=tp2_cpu", "engine.max_model_len=2048") as service:
+        whole = httpx.post(f"{service.url}/v1/completions", json=LONG, timeout=120).json()
+        assert whole["usage"]["completion_tokens"] == 1500
+
+        ranks = [process for process in service.below() if "VLLM::Worker" in " ".join(process.cmdline())]
+        assert len(ranks) == 2
+        ranks[1].kill()
+        statuses = set()
+        with httpx.Client(timeout=200) as client:
+            while True:  # bounded by the test's own time
+                statuses.add(code := client.get(f"{service.url}/ready").status_code)
+                if code == 200 and len(statuses) > 1:
+                    break
+        assert statuses <= {200, 503}
+        assert "replicas:" in service.said()
+
+        with httpx.stream("POST", f"{service.url}/v1/completions", json={**LONG, "stream": True}, timeout=120) as asked:
+            lines = asked.iter_lines()
+            assert next(lines)
+            below = service.below()
+            service.interrupt()
+            while httpx.get(f"{service.url}/ready").status_code == 200:
+                assert service.process.poll() is None
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert len(rest) > 1400
+        assert service.process.wait(60) == 0
+        assert "stopped" in service.said()
+        assert psutil.wait_procs(below, timeout=20)[1] == []
+
+
+def test_a_broken_checkpoint_ends_it_with_the_cause_in_one_line(tmp_path: Path, demo_model: Path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in demo_model.iterdir():
+        (broken / path.name).write_bytes(path.read_bytes() if path.suffix != ".safetensors" else b"none")
+    with serving(tmp_path, f"model.path={broken}", is_ready=False) as service:
+        assert service.process.wait(200) == 1
+        said = service.said()
+    assert "safetensors" in said.lower() or "header" in said.lower()
+    assert "Traceback" not in said
+    assert f"logs: {tmp_path}/logs" in said
+
+
+def test_a_port_in_use_is_the_user_s_mistake():
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", free_port()))
+        taken.listen()
+        done = run("serve", "model=demo", f"deployment.port={taken.getsockname()[1]}")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "deployment.port" in done.stderr
