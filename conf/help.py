@@ -42,7 +42,7 @@ def help_text(name: str, what: str, width: int = 118) -> str:
     for key in keys_of(entry.SCHEMAS[name]):
         lines.append(f"  {key.name}={_default(defaults, key.name)}  ({key.type_name})")
         lines += textwrap.wrap(key.doc, width, initial_indent="      ", subsequent_indent="      ")
-    lines += ["", "options: --cfg job prints the whole configuration, --cfg job -p sampling a part of it, --resolve"]
+    lines += ["", "options: --cfg job prints the whole configuration, --cfg job -p engine a part of it, --resolve"]
     return "\n".join(lines)
 
 

@@ -24,7 +24,7 @@ POLL_S = 0.25
 WATCH_S = 2.0
 RETRY_AFTER_S = 1.0
 """What a request is told that finds the queue full."""
-HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 5.0, 30.0
+HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 2.0, 30.0
 LEAVE_S = 15.0
 """Seconds that Ray Serve may take to end replicas beyond `deployment.drain_s`."""
 
@@ -37,7 +37,7 @@ def run(job: ServeJob) -> int:
     """Serves until Ctrl-C or SIGTERM; says on stderr how it stands.
 
     Returns:
-        The exit code: 0 drained and stopped, 1 failed, 130 stopped at once.
+        The exit code: 0 drained and stopped, 1 failed, 130 stopped before it was ready, or at once.
 
     Raises:
         UserError: for the user's mistake, before an engine starts.
@@ -45,7 +45,7 @@ def run(job: ServeJob) -> int:
     plan = make_plan(job)
     try:
         with scratch_folder() as scratch, divert_output(plan.logs / "driver.log") as terminal:
-            _serve(plan, Path(scratch), terminal)
+            has_served = _serve(plan, Path(scratch), terminal)
     except ServiceFailed as error:
         print(f"manta serve: {error}\nlogs: {plan.logs}", file=sys.stderr)
         return 1
@@ -53,7 +53,7 @@ def run(job: ServeJob) -> int:
         print("manta serve: stopped at once", file=sys.stderr, flush=True)
         # threads may still speak to Ray; its processes on this machine end with this one
         os._exit(130)
-    return 0
+    return 0 if has_served else 130
 
 
 def build_app(plan: ServicePlan) -> Any:
@@ -67,7 +67,7 @@ def build_app(plan: ServicePlan) -> Any:
     if plan.job.engine.world_size > 1:
         options["placement_group_bundles"] = plan.placement.bundles
         options["placement_group_strategy"] = plan.placement.strategy
-    deployment = rayserve.deployment(
+    deployment: Any = rayserve.deployment(
         rayserve.ingress()(Replica),  # type: ignore[arg-type]
         name="replica",
         num_replicas=plan.num_replicas,
@@ -86,7 +86,8 @@ def build_app(plan: ServicePlan) -> Any:
     return deployment.bind(plan.job, plan.device, plan.num_replicas, plan.layers)
 
 
-def _serve(plan: ServicePlan, scratch: Path, terminal: TextIO) -> None:
+def _serve(plan: ServicePlan, scratch: Path, terminal: TextIO) -> bool:
+    """Returns whether it was ready before it was interrupted."""
     job, began = plan.job, time.monotonic()
     engine = job.engine
     num_cpus = int(plan.num_replicas * plan.placement.total.get("CPU", 1)) + 1
@@ -100,14 +101,15 @@ def _serve(plan: ServicePlan, scratch: Path, terminal: TextIO) -> None:
             print(f"manta serve: starting {count} of {job.model.name} ({shape})", file=terminal)
             _start_serve(plan)
             try:
-                _deploy(plan, interrupted)
-                if not interrupted.is_set():
+                if is_ready := _deploy(plan, interrupted):
                     print(_greeting(plan, time.monotonic() - began), file=terminal)
                     _watch(job.deployment.name, interrupted, terminal)
                     print("manta serve: draining (again to stop at once)", file=terminal)
             finally:
                 if not isinstance(sys.exception(), KeyboardInterrupt):
-                    _stop(job, terminal)
+                    _stop(job)
+            print("manta serve: stopped", file=terminal)
+            return is_ready
         except ServiceFailed as error:
             raise ServiceFailed(f"{error}{_root_cause(connection.logs)}") from error
         finally:
@@ -134,8 +136,8 @@ def _start_serve(plan: ServicePlan) -> None:
     )
 
 
-def _deploy(plan: ServicePlan, interrupted: threading.Event) -> None:
-    """Returns when all replicas are ready, or somebody has interrupted.
+def _deploy(plan: ServicePlan, interrupted: threading.Event) -> bool:
+    """Returns whether all replicas became ready before somebody interrupted.
 
     Raises:
         ServiceFailed: when they do not become ready.
@@ -149,13 +151,14 @@ def _deploy(plan: ServicePlan, interrupted: threading.Event) -> None:
     deadline = time.monotonic() + timeout_s
     while not interrupted.wait(POLL_S):
         status = rayserve.status().applications.get(name)
-        if status is None or status.status is ApplicationStatus.RUNNING:
-            return
-        if status.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+        if status is not None and status.status is ApplicationStatus.RUNNING:
+            return True
+        if status is not None and status.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
             messages = [status.message, *(deployment.message for deployment in status.deployments.values())]
             raise ServiceFailed(f"the engine does not start: {cause_of(messages)}")
         if time.monotonic() > deadline:
             raise ServiceFailed(f"not ready after engine.start_timeout_s={timeout_s:g}")
+    return False
 
 
 def cause_of(messages: list[str]) -> str:
@@ -198,7 +201,7 @@ def _watch(name: str, interrupted: threading.Event, terminal: TextIO) -> None:
         before = states
 
 
-def _stop(job: ServeJob, terminal: TextIO) -> None:
+def _stop(job: ServeJob) -> None:
     """Ends the replicas when their requests have ended, then Ray Serve."""
     import ray.serve as rayserve
 
@@ -208,7 +211,6 @@ def _stop(job: ServeJob, terminal: TextIO) -> None:
     while name in rayserve.status().applications and time.monotonic() < deadline:
         time.sleep(POLL_S)
     rayserve.shutdown()
-    print("manta serve: stopped", file=terminal)
 
 
 def _greeting(plan: ServicePlan, seconds: float) -> str:

@@ -61,12 +61,10 @@ def make_plan(job: ServeJob) -> ServicePlan:
     """
     engine, model = job.engine, job.model.absolute()
     if engine.kind is not EngineKind.vllm:
-        raise UserError(
-            f"engine.kind must be vllm: its own API is what manta serve answers with, got {engine.kind.value}"
-        )
+        raise UserError(f"engine.kind must be vllm, whose API manta serve answers with, got {engine.kind.value}")
     if engine.is_elastic:
         raise UserError(
-            f"engine.num_replicas must be a number: manta serve does not scale yet, got {engine.num_replicas}"
+            f"engine.num_replicas must be a number (manta serve does not scale yet), got {engine.num_replicas}"
         )
     if engine.sizing is not Sizing.given:
         raise UserError("engine.sizing=planned has no use with manta serve: there is no input to plan for")

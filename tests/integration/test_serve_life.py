@@ -11,13 +11,13 @@ from jobs import run
 from services import free_port, serving
 
 pytestmark = pytest.mark.timeout(400)
-LONG = {"model": "demo", "prompt": "x", "max_tokens": 1500, "ignore_eos": True, "temperature": 0}
+ASK = {"model": "demo", "prompt": "x", "max_tokens": 8, "ignore_eos": True, "temperature": 0}
 
 
 def test_a_partitioned_model_answers_survives_its_worker_and_drains(tmp_path: Path):
-    with serving(tmp_path, "model=demo", "engine=tp2_cpu", "engine.max_model_len=2048") as service:
-        whole = httpx.post(f"{service.url}/v1/completions", json=LONG, timeout=120).json()
-        assert whole["usage"]["completion_tokens"] == 1500
+    with serving(tmp_path, "model=demo", "engine=tp2_cpu", "engine.max_model_len=512") as service:
+        whole = httpx.post(f"{service.url}/v1/completions", json=ASK, timeout=120).json()
+        assert whole["usage"]["completion_tokens"] == 8
 
         ranks = [process for process in service.below() if "VLLM::Worker" in " ".join(process.cmdline())]
         assert len(ranks) == 2
@@ -29,18 +29,18 @@ def test_a_partitioned_model_answers_survives_its_worker_and_drains(tmp_path: Pa
                 if code == 200 and len(statuses) > 1:
                     break
         assert statuses <= {200, 503}
-        assert "replicas:" in service.said()
+        again = httpx.post(f"{service.url}/v1/completions", json=ASK, timeout=120).json()
+        assert again["choices"][0]["text"] == whole["choices"][0]["text"]
 
-        with httpx.stream("POST", f"{service.url}/v1/completions", json={**LONG, "stream": True}, timeout=120) as asked:
+        long = {**ASK, "max_tokens": 150, "stream": True}
+        with httpx.stream("POST", f"{service.url}/v1/completions", json=long, timeout=120) as asked:
             lines = asked.iter_lines()
             assert next(lines)
             below = service.below()
             service.interrupt()
-            while httpx.get(f"{service.url}/ready").status_code == 200:
-                assert service.process.poll() is None
             rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
-        assert len(rest) > 1400
+        assert len(rest) == 150  # with [DONE], without the first
         assert service.process.wait(60) == 0
         assert "stopped" in service.said()
         assert psutil.wait_procs(below, timeout=20)[1] == []
@@ -54,7 +54,7 @@ def test_a_broken_checkpoint_ends_it_with_the_cause_in_one_line(tmp_path: Path, 
     with serving(tmp_path, f"model.path={broken}", is_ready=False) as service:
         assert service.process.wait(200) == 1
         said = service.said()
-    assert "safetensors" in said.lower() or "header" in said.lower()
+    assert "error: unpack requires a buffer" in said  # what safetensors' reader says
     assert "Traceback" not in said
     assert f"logs: {tmp_path}/logs" in said
 

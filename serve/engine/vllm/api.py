@@ -1,10 +1,16 @@
-"""vLLM's own OpenAI API over an AsyncLLM. Its pieces move with every release: nobody else imports them."""
+"""vLLM's own OpenAI API over an AsyncLLM.
+
+Source: vllm/entrypoints/launchers/ (0.32), vllm/entrypoints/openai/ (0.26). The pieces move with every release: nobody
+else imports them.
+"""
 
 from __future__ import annotations
 
 import time
 from argparse import Namespace
 from collections.abc import Collection, Mapping
+from contextlib import suppress
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -108,8 +114,8 @@ def _namespace(model: ModelSpec, arguments: Mapping[str, Any], options: Mapping[
     from vllm.entrypoints.openai.models.protocol import LoRAModulePath
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    make_arg_parser, validate = _pieces()[2:]
-    args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+    where = ("launchers.cli_args", "openai.cli_args")
+    args = _piece("make_arg_parser", *where)(FlexibleArgumentParser()).parse_args([])
     for name, value in {**arguments, **options}.items():
         setattr(args, name, value)
     args.structured_outputs_config = llm.vllm_config.structured_outputs_config
@@ -117,12 +123,13 @@ def _namespace(model: ModelSpec, arguments: Mapping[str, Any], options: Mapping[
     args.chat_template = model.chat_template
     args.lora_modules = [LoRAModulePath(name, folder) for name, folder in model.adapters.items()] or None
     args.allowed_origins = []  # vLLM lets the scripts of every web page in
-    validate(args)
+    _piece("validate_parsed_serve_args", *where)(args)
     return args
 
 
 async def _build(llm: Any, args: Namespace, exposed: Collection[str]) -> Any:
-    build_app, init_app_state = _pieces()[:2]
+    build_app = _piece("build_app", "launchers.app", "openai.api_server")
+    init_app_state = _piece("init_app_state", "launchers.api_server.app_state", "openai.api_server")
     tasks = await llm.get_supported_tasks()
     app = build_app(args, tasks, llm.model_config)
     await init_app_state(llm, app.state, args, tasks)
@@ -138,16 +145,9 @@ async def _build(llm: Any, args: Namespace, exposed: Collection[str]) -> Any:
     return app
 
 
-def _pieces() -> tuple[Any, Any, Any, Any]:
-    """vLLM's build_app, init_app_state, make_arg_parser and validate_parsed_serve_args."""
-    try:
-        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-        from vllm.entrypoints.launchers.app import build_app
-        from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-    except ImportError:  # 0.26
-        from vllm.entrypoints.openai.api_server import build_app, init_app_state
-        from vllm.entrypoints.openai.cli_args import (  # type: ignore[import-not-found]
-            make_arg_parser,
-            validate_parsed_serve_args,
-        )
-    return build_app, init_app_state, make_arg_parser, validate_parsed_serve_args
+def _piece(name: str, *modules: str) -> Any:
+    """A function of vLLM's server, from the first module below vllm.entrypoints that has it."""
+    for module in modules:
+        with suppress(ImportError, AttributeError):
+            return getattr(import_module(f"vllm.entrypoints.{module}"), name)
+    raise ImportError(f"vllm.entrypoints has no {name} in {', '.join(modules)}")
