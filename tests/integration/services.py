@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 from jobs import ENVIRONMENT
 
@@ -30,6 +31,16 @@ class Service:
 
     def below(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
+
+    def ready(self, status: int, timeout_s: float = 200) -> set[int]:
+        """Waits until /ready answers so; returns what it answered before."""
+        before: set[int] = set()
+        deadline = time.monotonic() + timeout_s
+        while (code := httpx.get(f"{self.url}/ready", timeout=timeout_s).status_code) != status:
+            before.add(code)
+            assert time.monotonic() < deadline, (before, self.said())
+            time.sleep(0.2)
+        return before
 
     def interrupt(self) -> None:
         self.process.send_signal(signal.SIGINT)
