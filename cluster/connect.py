@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
 import sys
 import time
@@ -14,11 +15,14 @@ from pathlib import Path
 
 from conf.errors import UserError
 from conf.schema.cluster import ClusterSpec
+from conf.schema.engine import Device, EngineKind, EngineSpec
 
 KNOCK_S = 10.0
 """Seconds that a cluster may take to accept a connection."""
 PACKAGES = ("conf", "serve", "pipelines", "cluster")
 """What workers on other machines need of us."""
+LOGS = ("worker-", "ray-data", "raylet", "gcs_server", "python-core-driver", "controller_", "proxy_", "replica_")
+"""Beginnings of the names of logs that are kept."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +42,34 @@ def local_devices() -> int:
     if visible is not None:
         return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
     return sum(path.name.removeprefix("nvidia").isdigit() for path in Path("/dev").glob("nvidia*"))
+
+
+def decide_device(engine: EngineSpec, cluster: ClusterSpec) -> Device:
+    """Returns where engines run, as far as this machine knows; what a cluster elsewhere has is known once it is joined.
+
+    Raises:
+        UserError: for CUDA on a machine without a GPU.
+    """
+    if engine.kind is EngineKind.fake:
+        return Device.cpu
+    gpus = local_devices()
+    if engine.device is not Device.auto:
+        if engine.device is Device.cuda and cluster.address is None and not gpus:
+            raise UserError("engine.device=cuda, but this machine shows no NVIDIA GPU (see manta doctor)")
+        return engine.device
+    return Device.cuda if gpus else Device.cpu
+
+
+def keep_logs(logs: Path | None, target: Path) -> None:
+    """Copies the logs of Ray, its workers and the engines into a folder, which is made; null has none."""
+    if logs is None:
+        return
+    with suppress(OSError):  # a full disk, say, is told of elsewhere
+        target.mkdir(parents=True, exist_ok=True)
+        for path in sorted(logs.glob("**/*")):
+            wanted = path.name.startswith(LOGS)
+            if wanted and path.is_file() and path.stat().st_size:
+                shutil.copyfile(path, target / path.name)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """`manta VERB`: finds the verb, composes its job, turns the outcome into an exit code.
 
-Exit codes: 0 done, 1 our fault, 2 the user's mistake (one line, no traceback), 3 done but some rows failed,
-130 interrupted.
+Exit codes: 0 done (manta serve: drained after Ctrl-C), 1 our fault, 2 the user's mistake (one line, no traceback),
+3 done but some rows failed, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from conf.errors import UserError, nearest
 
 VERBS: dict[str, tuple[str, str]] = {
     "batch": ("pipelines.batch.job:run", "run a model over a table: prompts in, answers out"),
+    "serve": ("serve.app:run", "answer requests over HTTP in OpenAI's form, until Ctrl-C"),
     "plan": ("pipelines.forecast.verb:run", "say how a job would run, how long and for how much; takes no GPU"),
     "inspect": ("pipelines.batch.inspection:run", "show what a job has come to: counts, error classes, failed rows"),
     "redrive": ("pipelines.batch.redrive:run", "ask the failed rows of a job again and merge their answers"),
@@ -74,7 +75,7 @@ def _run(verb: str, words: list[str]) -> int:
         print(entry.show(verb, flags.get("--package"), "--resolve" in flags, overrides), end="")
         return 0
     job = entry.compose(verb, *words)
-    return _load(VERBS["plan" if job.dry_run else verb][0])(job)
+    return _load(VERBS["plan" if verb == "batch" and job.dry_run else verb][0])(job)
 
 
 def _split_flags(words: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -107,7 +108,7 @@ def _load(target: str) -> Callable[..., int]:
 
 def _usage() -> str:
     verbs = "\n".join(f"  {verb:<12}{what}" for verb, (_, what) in VERBS.items())
-    return f"""manta {_version()}: language models over tables, on one Ray cluster
+    return f"""manta {_version()}: language models over tables and behind endpoints, on one Ray cluster
 
 usage: manta VERB [group=option ...] [key=value ...]
 

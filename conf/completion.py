@@ -65,23 +65,24 @@ def candidates(line: str) -> list[str]:
         return [value for value in ("job",) if value.startswith(word)]
     if word.startswith("-"):
         return [flag for flag in ("--help", "--cfg", "--package", "--resolve") if flag.startswith(word)]
-    return sorted(set(_words(entry.SCHEMAS[verb], word)))
+    return sorted(set(_words(verb, word)))
 
 
-def _words(schema: type, word: str) -> Iterator[str]:
+def _words(verb: str, word: str) -> Iterator[str]:
     """Yields groups, keys up to their next dot, and values."""
     from conf import entry
 
+    groups = entry.groups(verb)
     name, is_value, start = word.partition("=")
-    keys = {key.name: key for key in keys_of(schema)}
+    keys = {key.name: key for key in keys_of(entry.SCHEMAS[verb])}
     if is_value:
         if name in keys and keys[name].is_text:
             yield from (f"{name}={path}" for path in _paths(start))
             return
-        known = entry.options(name) if name in entry.groups() else keys[name].values if name in keys else []
+        known = entry.options(name) if name in groups else keys[name].values if name in keys else []
         yield from (f"{name}={value}" for value in known if value.startswith(start))
         return
-    yield from (f"{group}=" for group in entry.groups() if group.startswith(word))
+    yield from (f"{group}=" for group in groups if group.startswith(word))
     for key in keys:
         if key.startswith(word):
             part, dot, _ = key[len(word) :].partition(".")

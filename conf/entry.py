@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from conf.errors import UserError, nearest
 from conf.keys import keys_of
 from conf.override import fit_overrides
 from conf.schema.batch import BatchJob
+from conf.schema.serve import ServeJob
 
 ROOT = Path(__file__).resolve().parent.parent
 """The folder that holds conf/ and demo/."""
 
-SCHEMAS: dict[str, type] = {"batch": BatchJob, "plan": BatchJob}
+SCHEMAS: dict[str, type] = {"batch": BatchJob, "plan": BatchJob, "serve": ServeJob}
 """The primary configurations, each the root of a verb."""
 
 _store = ConfigStore.instance()
@@ -30,9 +32,10 @@ for _name, _schema in SCHEMAS.items():
 OmegaConf.register_new_resolver("manta.root", lambda path: str(ROOT / path), replace=True)
 
 
-def groups() -> list[str]:
-    """Returns the names of the configuration groups, such as ``model``."""
-    return sorted(folder.name for folder in Path(__file__).parent.iterdir() if any(folder.glob("*.yaml")))
+def groups(name: str | None = None) -> list[str]:
+    """Returns the names of the configuration groups, such as ``model``: those of a verb, or all."""
+    found = sorted(folder.name for folder in Path(__file__).parent.iterdir() if any(folder.glob("*.yaml")))
+    return found if name is None else [group for group in found if group in {key.name for key in fields(SCHEMAS[name])}]
 
 
 def options(group: str) -> list[str]:
@@ -46,7 +49,7 @@ def compose_config(name: str, *overrides: str) -> DictConfig:
     Raises:
         UserError: for an override that is wrong; one line.
     """
-    words = fit_overrides(SCHEMAS[name], groups(), overrides)
+    words = fit_overrides(SCHEMAS[name], groups(name), overrides)
     for word in words:
         _check_word(word)
     GlobalHydra.instance().clear()

@@ -22,6 +22,13 @@ The same command run again goes on where it ended; manta inspect OUT and manta r
   manta plan model=demo data=tickets plan.answer_job=OUT cluster.price_per_hour=2.5 --json
 
 It takes what manta batch takes, and runs nothing.""",
+    "serve": """  manta serve model=demo
+  manta serve model.path=MODEL deployment.port=9000 engine.num_replicas=2
+  manta serve model.path=MODEL engine=tp2_h200 deployment.vllm.enable_auto_tool_choice=true \\
+      deployment.vllm.tool_call_parser=hermes
+  manta serve model.path=MODEL task=embed
+
+It answers until Ctrl-C, which finishes the requests in flight; a second Ctrl-C stops at once.""",
 }
 
 
@@ -30,12 +37,12 @@ def help_text(name: str, what: str, width: int = 118) -> str:
     defaults = entry.compose_config(name)
     lines = [f"manta {name}: {what}", "", f"usage: manta {name} [group=option ...] [key=value ...]", ""]
     lines += ["examples:", EXAMPLES[name], "", "groups (a whole choice at once):"]
-    lines += [f"  {group}={'|'.join(entry.options(group))}" for group in entry.groups()]
+    lines += [f"  {group}={'|'.join(entry.options(group))}" for group in entry.groups(name)]
     lines += ["", "keys:"]
     for key in keys_of(entry.SCHEMAS[name]):
         lines.append(f"  {key.name}={_default(defaults, key.name)}  ({key.type_name})")
         lines += textwrap.wrap(key.doc, width, initial_indent="      ", subsequent_indent="      ")
-    lines += ["", "options: --cfg job prints the whole configuration, --cfg job -p sampling a part of it, --resolve"]
+    lines += ["", "options: --cfg job prints the whole configuration, --cfg job -p engine a part of it, --resolve"]
     return "\n".join(lines)
 
 

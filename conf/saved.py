@@ -17,7 +17,7 @@ def words_of(name: str, saved: dict[str, Any], overrides: Sequence[str]) -> list
         saved: the job as plain values, nested as its schema is.
         overrides: what the user typed. A group chosen there, such as ``model=hf``, replaces what was saved of it.
     """
-    chosen = {word.partition("=")[0] for word in overrides} & set(entry.groups())
+    chosen = {word.partition("=")[0] for word in overrides} & set(entry.groups(name))
     words: list[str] = []
     for key in keys_of(entry.SCHEMAS[name]):
         group, _, _ = key.name.partition(".")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
-from cluster.connect import connect
+from cluster.connect import connect, keep_logs
+from cluster.terminal import divert_output, interruptible, scratch_folder
 from conf.errors import UserError
 from conf.schema.batch import BatchJob
 from conf.schema.engine import Device, Sizing
@@ -24,11 +23,9 @@ from pipelines.batch.pool import pool_size
 from pipelines.batch.progress import Display, make_display
 from pipelines.batch.resume import Work, open_output
 from pipelines.batch.summary import Result, Seconds, Written
-from pipelines.batch.terminal import divert_output, scratch_folder
-from pipelines.batch.watch import Consumer, JobFailed, interruptible, timeline_of, unwritable, watch
+from pipelines.batch.watch import Consumer, JobFailed, timeline_of, unwritable, watch
 from pipelines.forecast.actual import with_prediction
 from pipelines.forecast.verb import with_planned_sizes
-from pipelines.ledger.folder import Folder
 from pipelines.ledger.lease import Lease
 
 
@@ -140,7 +137,8 @@ def _execute(
                         consumer.leave(monitor)
         finally:
             actors.release()
-            _keep_logs(connection.logs, plan.output)
+            if plan.output.root.is_local:
+                keep_logs(connection.logs, Path(plan.output.logs.path))
     first = state.first_answer_at
     seconds.engines = first - connected if first else 0.0
     seconds.inference = state.inference_s
@@ -178,16 +176,3 @@ def _check_room(plan: Plan, resources: dict[str, float]) -> None:
                 f"engine.num_replicas={plan.job.engine.num_replicas} of {amount:g} {name} each"
                 f"{' and a reader' if name == 'CPU' else ''} need {needed:g} {name}, the cluster has {have:g}"
             )
-
-
-def _keep_logs(logs: Path | None, output: Folder) -> None:
-    """Copies the logs of Ray, its workers and the engines into the job's folder."""
-    if logs is None or not output.root.is_local:
-        return
-    target = Path(output.logs.path)
-    with suppress(OSError):  # a full disk, say, is told of elsewhere
-        target.mkdir(parents=True, exist_ok=True)
-        for path in sorted(logs.glob("**/*")):
-            wanted = path.name.startswith(("worker-", "ray-data", "raylet", "gcs_server", "python-core-driver"))
-            if wanted and path.is_file() and path.stat().st_size:
-                shutil.copyfile(path, target / path.name)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cluster.connect import local_devices
+from cluster.connect import decide_device
 from conf.errors import UserError, nearest
 from conf.schema.batch import BatchJob
 from conf.schema.data import DataFormat
@@ -99,7 +99,7 @@ def make_plan(job: BatchJob, now: float | None = None) -> Plan:
         MessageBuilder(job.data, columns)  # finds the templates' mistakes; readers build their own
     fingerprint = fingerprint_model(job.model)
     kind = _output_format(job)
-    device = _device(job)
+    device = decide_device(job.engine, job.cluster)
     path = job.output.path or f"out/{job.model.name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}"
     suffix = "parquet" if kind is OutputFormat.parquet else "jsonl"
     return Plan(
@@ -172,17 +172,6 @@ def _engine_fingerprint(job: BatchJob, model: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _device(job: BatchJob) -> Device:
-    if job.engine.kind is EngineKind.fake:
-        return Device.cpu
-    gpus = local_devices()  # of a cluster that runs elsewhere, see on_device
-    if job.engine.device is not Device.auto:
-        if job.engine.device is Device.cuda and job.cluster.address is None and not gpus:
-            raise UserError("engine.device=cuda, but this machine shows no NVIDIA GPU (see manta doctor)")
-        return job.engine.device
-    return Device.cuda if gpus else Device.cpu
-
-
 def on_device(plan: Plan, device: Device) -> Plan:
     """Returns the plan for another device: what a cluster has is known only once it is joined."""
     return replace(plan, device=device, placement=place(plan.job.engine, device))
@@ -194,17 +183,10 @@ def absolute(job: BatchJob) -> BatchJob:
     def path(value: str | None) -> str | None:
         return None if value is None else str(Path(value).expanduser().absolute())
 
-    model = replace(
-        job.model,
-        path=path(job.model.path) or "",
-        tokenizer=path(job.model.tokenizer),
-        chat_template=path(job.model.chat_template),
-        adapters={name: path(folder) or "" for name, folder in job.model.adapters.items()},
-    )
     inputs = [uri if "://" in str(uri) else path(str(uri)) for uri in job.data.inputs]
     data = replace(
         job.data,
         input=inputs if isinstance(job.data.input, (list, tuple)) else inputs[0],
         prompt_file=path(job.data.prompt_file),
     )
-    return replace(job, model=model, data=data)
+    return replace(job, model=job.model.absolute(), data=data)

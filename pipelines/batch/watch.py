@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from conf.errors import UserError
@@ -152,24 +149,6 @@ def _check_engines(state: JobState, max_restarts: int) -> None:
             f"{state.fruitless} engines died one after another and answered no row, engine.max_restarts={max_restarts};"
             f" the last one: {last}"
         )
-
-
-@contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """The first Ctrl-C finishes early and keeps what is done, the second ends at once."""
-    interrupted = threading.Event()
-
-    def on_signal(signum: int, frame: Any) -> None:
-        if interrupted.is_set():
-            raise KeyboardInterrupt
-        interrupted.set()  # no more than this: the handler may run in the midst of a print
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield interrupted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,12 +15,17 @@ def engine_argument_names() -> frozenset[str]:
 
     Source: vllm/engine/arg_utils.py, class EngineArgs (0.26-0.32).
     """
+    return _fields("EngineArgs", "engine", "arg_utils.py")
+
+
+def _fields(name: str, *path: str) -> frozenset[str]:
+    """The annotated fields of a class of vLLM's; empty where there is no such file or class."""
     spec = find_spec("vllm")
     if spec is None or not spec.submodule_search_locations:
         return frozenset()
-    source = Path(spec.submodule_search_locations[0], "engine", "arg_utils.py")
-    for node in ast.parse(source.read_text()).body:
-        if isinstance(node, ast.ClassDef) and node.name == "EngineArgs":
+    source = Path(spec.submodule_search_locations[0], *path)
+    for node in ast.parse(source.read_text()).body if source.is_file() else ():
+        if isinstance(node, ast.ClassDef) and node.name == name:
             fields = [f.target.id for f in node.body if isinstance(f, ast.AnnAssign) and isinstance(f.target, ast.Name)]
             return frozenset(fields)
     return frozenset()
@@ -37,3 +43,34 @@ def check_engine_arguments(arguments: dict[str, object]) -> None:
     for name in arguments:
         if known and name not in known:
             raise UserError(f"engine.vllm.{name} is no engine argument of the installed vLLM{nearest(name, known)}")
+
+
+OWN_API_ARGUMENTS = ("lora_modules", "chat_template", "tokens_only")
+"""Of vLLM's API, what other keys say: model.adapters, model.chat_template, the routes."""
+
+
+def api_argument_names() -> frozenset[str]:
+    """Returns the fields of the installed vLLM's BaseFrontendArgs; empty where vLLM is not installed.
+
+    Source: vllm/entrypoints/openai/cli_args.py (0.26), vllm/entrypoints/launchers/cli_args.py (0.32).
+    """
+    for path in (("launchers", "cli_args.py"), ("openai", "cli_args.py")):
+        if names := _fields("BaseFrontendArgs", "entrypoints", *path):
+            return names - frozenset(OWN_API_ARGUMENTS)
+    return frozenset()
+
+
+def check_api_arguments(arguments: Mapping[str, object]) -> None:
+    """Checks what stands under `deployment.vllm`.
+
+    Raises:
+        UserError: for a name that vLLM's API does not have, and for tools without a parser.
+    """
+    if not arguments:
+        return
+    known = api_argument_names()
+    for name in arguments:
+        if known and name not in known:
+            raise UserError(f"deployment.vllm.{name} is no argument of the installed vLLM's API{nearest(name, known)}")
+    if arguments.get("enable_auto_tool_choice") and not arguments.get("tool_call_parser"):
+        raise UserError("deployment.vllm.enable_auto_tool_choice needs deployment.vllm.tool_call_parser")

@@ -105,7 +105,7 @@ def test_help_lists_every_key_group_option_and_documentation(name: str):
     text = help_text(name, "what it does")
     assert text.startswith(f"manta {name}: what it does")
     assert list(help_defaults(name)) == [key.name for key in keys_of(entry.SCHEMAS[name])]
-    for group in entry.groups():
+    for group in entry.groups(name):
         assert f"  {group}={'|'.join(entry.options(group))}\n" in text
     flat = " ".join(text.split())
     assert all(key.doc in flat for key in keys_of(entry.SCHEMAS[name]))

@@ -1,14 +1,16 @@
-"""Keeps the terminal for the user: what libraries print, from Python or C++, goes to a file of the job."""
+"""Keeps the terminal for the user: what libraries print, from Python or C++, goes to a file of the job. Ctrl-C."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 
 def scratch_folder() -> tempfile.TemporaryDirectory[str]:
@@ -46,3 +48,21 @@ def divert_output(log: Path) -> Iterator[TextIO]:
                     (sys.stdout if number == 1 else sys.stderr).flush()
                 os.dup2(saved, number)
                 os.close(saved)
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """The first Ctrl-C finishes early and keeps what is done, the second ends at once."""
+    interrupted = threading.Event()
+
+    def on_signal(signum: int, frame: Any) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()  # no more than this: the handler may run in the midst of a print
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interrupted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,67 @@
+"""The root of `manta serve`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from conf.errors import UserError
+from conf.schema.cluster import ClusterSpec
+from conf.schema.engine import EngineSpec
+from conf.schema.model import ModelSpec
+from conf.schema.task import Task
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+@dataclass(kw_only=True, slots=True)
+class DeploymentSpec:
+    """Where the service listens, and how much it takes on."""
+
+    name: str = "manta"
+    """What Ray Serve calls it."""
+    host: str = "127.0.0.1"
+    """The address that it listens on; 0.0.0.0 is every one of this machine's."""
+    port: int = 8000
+    """The port that it listens on."""
+    max_ongoing_requests: int | None = None
+    """Requests that one replica holds at a time, waiting ones included; engine.max_in_flight where null."""
+    max_queued_requests: int = 1024
+    """Requests that wait for a replica at most; one more is refused with 503 and Retry-After."""
+    request_timeout_s: float = 600.0
+    """A request that takes longer, waiting included, is ended with 408, and its engine freed."""
+    drain_s: float = 60.0
+    """Seconds that requests in flight may take to end when the service stops or a replica leaves."""
+    logs: str | None = None
+    """The folder for logs; null is out/serve-NAME under the current folder."""
+    vllm: dict[str, Any] = field(default_factory=dict)
+    """Passed to vLLM's API under vLLM's own names, such as enable_auto_tool_choice and tool_call_parser."""
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise UserError(f"deployment.name must be letters, digits, '.', '_' and '-', 63 at most, got '{self.name}'")
+        if not self.host:
+            raise UserError("deployment.host must be an address, got ''")
+        if not 1 <= self.port <= 65535:
+            raise UserError(f"deployment.port must be in 1..65535, got {self.port}")
+        if self.max_ongoing_requests is not None and self.max_ongoing_requests < 1:
+            raise UserError(f"deployment.max_ongoing_requests must be >= 1 or null, got {self.max_ongoing_requests}")
+        if self.max_queued_requests < 0:
+            raise UserError(f"deployment.max_queued_requests must be >= 0, got {self.max_queued_requests}")
+        if not self.request_timeout_s > 0:
+            raise UserError(f"deployment.request_timeout_s must be > 0, got {self.request_timeout_s}")
+        if not self.drain_s >= 0:
+            raise UserError(f"deployment.drain_s must be >= 0, got {self.drain_s}")
+
+
+@dataclass(kw_only=True, slots=True)
+class ServeJob:
+    """A model behind OpenAI's API."""
+
+    task: Task = Task.generate
+    """What is asked of the model."""
+    model: ModelSpec = field(default_factory=ModelSpec)
+    engine: EngineSpec = field(default_factory=EngineSpec)
+    cluster: ClusterSpec = field(default_factory=ClusterSpec)
+    deployment: DeploymentSpec = field(default_factory=DeploymentSpec)

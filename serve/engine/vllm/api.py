@@ -1,0 +1,153 @@
+"""vLLM's own OpenAI API over an AsyncLLM.
+
+Source: vllm/entrypoints/launchers/ (0.32), vllm/entrypoints/openai/ (0.26). The pieces move with every release: nobody
+else imports them.
+"""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any
+
+from conf.schema.engine import Device, EngineSpec
+from conf.schema.model import ModelSpec
+from conf.schema.task import Task
+from serve.engine.errors import EngineDead
+from serve.engine.vllm.arguments import engine_arguments, set_environment, with_objects
+from serve.engine.vllm.core_process import prepare_core_process
+
+
+class VllmApi:
+    """A running engine, and the ASGI app that answers for it."""
+
+    def __init__(self, llm: Any, app: Any, hang_timeout_s: float) -> None:
+        """Args: vLLM's AsyncLLM, its FastAPI app, and how long an engine with requests may give no token."""
+        self._llm = llm
+        self.app = app
+        self._hang_timeout_s = hang_timeout_s
+        self._moved_at = time.monotonic()
+        self._note_moves()
+
+    def _note_moves(self) -> None:
+        """Notes when something comes from the engine's process."""
+        processor = self._llm.output_processor
+        process = processor.process_outputs
+
+        def noted(*args: Any, **options: Any) -> Any:
+            self._moved_at = time.monotonic()
+            return process(*args, **options)
+
+        processor.process_outputs = noted
+
+    async def check(self) -> None:
+        """Returns when the engine lives and does not hang. To be called now and then: idle time is no hang.
+
+        Raises:
+            EngineDead: when it answers nothing any more.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            await self._llm.check_health()
+        except EngineDeadError as error:
+            raise EngineDead(f"{type(error).__name__}: {error}") from error
+        now = time.monotonic()
+        if not self._llm.output_processor.has_unfinished_requests():
+            self._moved_at = now
+        elif now - self._moved_at > self._hang_timeout_s:
+            raise EngineDead(f"the engine holds requests and gave no token for {now - self._moved_at:.0f} s")
+
+    def close(self) -> None:
+        """Frees the device. Harmless when called twice."""
+        self._llm.shutdown()
+
+
+async def start_api(
+    model: ModelSpec,
+    spec: EngineSpec,
+    device: Device,
+    share: int,
+    task: Task,
+    options: Mapping[str, Any],
+    exposed: Collection[str],
+) -> VllmApi:
+    """Starts an engine, in a process of its own, with vLLM's API in front of it.
+
+    To be called from a thread that lives as long as the process; see `prepare_core_process`.
+
+    Args:
+        model: the checkpoint; its adapters are models under their names.
+        spec: sizes and vLLM's own arguments.
+        device: cpu or cuda, decided.
+        share: engines that share this machine's cores; only the CPU cares.
+        task: what its requests ask for.
+        options: vLLM's own arguments of the API.
+        exposed: the paths that its OpenAPI document shows.
+
+    Raises:
+        EngineDead: when it does not start; the cause says why.
+    """
+    set_environment(spec, device, share)
+    try:
+        prepare_core_process()
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        arguments = {"served_model_name": [model.name], **engine_arguments(model, spec, device, task)}
+        llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**with_objects(arguments)))
+        if arguments["pipeline_parallel_size"] > 1 and arguments.get("enforce_eager"):
+            # in eager mode the CPU runner allocates the later ranks' intermediate tensors only here
+            await llm.collective_rpc("execute_dummy_batch")
+        app = await _build(llm, _namespace(model, arguments, options, llm), exposed)
+    except Exception as error:
+        raise EngineDead(f"vLLM did not start: {type(error).__name__}: {error}") from error
+    return VllmApi(llm, app, spec.hang_timeout_s)
+
+
+def _namespace(model: ModelSpec, arguments: Mapping[str, Any], options: Mapping[str, Any], llm: Any) -> Namespace:
+    """The command line that vLLM's server would have been called with."""
+    from vllm.entrypoints.openai.models.protocol import LoRAModulePath
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    where = ("launchers.cli_args", "openai.cli_args")
+    args = _piece("make_arg_parser", *where)(FlexibleArgumentParser()).parse_args([])
+    for name, value in {**arguments, **options}.items():
+        setattr(args, name, value)
+    args.structured_outputs_config = llm.vllm_config.structured_outputs_config
+    args.model = model.name  # /v1/models shows it: a path is nobody's business
+    args.chat_template = model.chat_template
+    args.lora_modules = [LoRAModulePath(name, folder) for name, folder in model.adapters.items()] or None
+    args.allowed_origins = []  # vLLM lets the scripts of every web page in
+    _piece("validate_parsed_serve_args", *where)(args)
+    return args
+
+
+async def _build(llm: Any, args: Namespace, exposed: Collection[str]) -> Any:
+    build_app = _piece("build_app", "launchers.app", "openai.api_server")
+    init_app_state = _piece("init_app_state", "launchers.api_server.app_state", "openai.api_server")
+    tasks = await llm.get_supported_tasks()
+    app = build_app(args, tasks, llm.model_config)
+    await init_app_state(llm, app.state, args, tasks)
+    # vLLM tells its own server to end when the engine is dead; here the health check does
+    app.state.server = SimpleNamespace(should_exit=False)
+    document = app.openapi
+
+    def shown() -> dict[str, Any]:
+        schema = document()
+        return {**schema, "paths": {path: node for path, node in schema["paths"].items() if path in exposed}}
+
+    app.openapi = shown
+    return app
+
+
+def _piece(name: str, *modules: str) -> Any:
+    """A function of vLLM's server, from the first module below vllm.entrypoints that has it."""
+    for module in modules:
+        with suppress(ImportError, AttributeError):
+            return getattr(import_module(f"vllm.entrypoints.{module}"), name)
+    raise ImportError(f"vllm.entrypoints has no {name} in {', '.join(modules)}")

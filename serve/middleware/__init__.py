@@ -1,0 +1,1 @@
+"""What stands between a client and vLLM's own app: pure ASGI classes, one a file."""

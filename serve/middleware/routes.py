@@ -1,0 +1,56 @@
+"""What a client can reach. vLLM's app has more: profiling, weights, adapters, remote calls."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from serve.middleware.answer import ASGIApp, Receive, Scope, Send, answer, refuse
+
+EXPOSED = frozenset(
+    {
+        "/health",
+        "/ready",
+        "/openapi.json",
+        "/v1/models",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/responses",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+        "/v1/embeddings",
+        "/v1/score",
+        "/v1/rerank",
+        "/classify",
+        "/tokenize",
+        "/detokenize",
+    }
+)
+"""Every path that is answered; another one is 404, whatever vLLM has there."""
+
+
+class Routes:
+    """The outermost layer of a replica: answers /health and /ready itself, and refuses what is not `EXPOSED`."""
+
+    def __init__(self, app: ASGIApp, is_ready: Callable[[], Awaitable[bool]]) -> None:
+        """Args: the next app, and what says whether a request would succeed."""
+        self._app = app
+        self._is_ready = is_ready
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+        elif scope["path"] == "/health":
+            await answer(send, 200, b"")
+        elif scope["path"] == "/ready":
+            if await self._is_ready():
+                await answer(send, 200, b"")
+            else:
+                message = "the engine cannot answer now"
+                await refuse(send, 503, message, "service_unavailable", headers=[("retry-after", "5")])
+        elif scope["path"] in EXPOSED:
+            await self._app(scope, receive, send)
+        else:
+            await refuse(send, 404, "there is nothing at this path", "not_found_error")

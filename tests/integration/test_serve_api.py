@@ -1,0 +1,262 @@
+"""OpenAI's API as its own client sees it, on the shipped model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from model_files import _make_adapter
+from services import Service, serving
+
+from serve.middleware.routes import EXPOSED
+
+pytestmark = pytest.mark.timeout(300)
+TICKET = "My laptop does not turn on. Order 4711."
+MESSAGES = [{"role": "user", "content": TICKET}]
+CLOSED = [
+    "/metrics",
+    "/load",
+    "/version",
+    "/docs",
+    "/collective_rpc",
+    "/reset_prefix_cache",
+    "/sleep",
+    "/pause",
+    "/update_weights",
+    "/v1/load_lora_adapter",
+    "/v1/unload_lora_adapter",
+    "/invocations",
+    "/ping",
+    "/start_profile",
+    "/scale_elastic_ep",
+    "/v1/models/",
+    "/v1/models/../load",
+    "/%76ersion",
+    "//v1/models",
+]
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, demo_model: Path) -> Iterator[Service]:
+    import torch
+
+    folder = tmp_path_factory.mktemp("service")
+    _make_adapter(folder / "adapter", json.loads((demo_model / "config.json").read_text()), 4, torch)
+    words = ["model=demo", f"model.adapters.tuned={folder}/adapter", "engine.max_model_len=1024"]
+    tools = ["deployment.vllm.enable_auto_tool_choice=true", "deployment.vllm.tool_call_parser=hermes"]
+    with serving(folder, *words, *tools, "engine.max_num_seqs=8") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(service: Service) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+def test_it_says_where_it_is_and_how_to_ask(service: Service):
+    said = service.said()
+    assert f"{service.url}/v1" in said
+    curl = next(line for line in said.splitlines() if "curl " in line)
+    assert "chat/completions" in curl
+    assert '"model": "demo"' in curl
+
+
+def test_it_is_up_and_ready(service: Service):
+    assert httpx.get(f"{service.url}/health").status_code == 200
+    assert httpx.get(f"{service.url}/ready").status_code == 200
+
+
+def test_it_listens_where_it_was_told_only(service: Service):
+    port = service.url.rpartition(":")[2]
+    listening = {c.laddr.ip for p in service.below() for c in p.net_connections("tcp") if str(c.laddr.port) == port}
+    assert listening == {"127.0.0.1"}
+
+
+def test_models_are_the_model_and_its_adapters(client: openai.OpenAI):
+    models = {model.id: model for model in client.models.list()}
+    assert set(models) == {"demo", "tuned"}
+    assert "/" not in str(models["demo"].model_dump()["root"])
+
+
+def test_a_chat_is_answered(client: openai.OpenAI):
+    answer = client.chat.completions.create(model="demo", messages=MESSAGES, max_tokens=64, temperature=0)
+    assert set(json.loads(answer.choices[0].message.content or "")) >= {"intent", "product", "priority"}
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens > 1
+
+
+def test_a_stream_says_what_the_whole_answer_says_and_its_usage(client: openai.OpenAI):
+    ask = {"model": "demo", "messages": MESSAGES, "max_tokens": 64, "temperature": 0}
+    whole = client.chat.completions.create(**ask)
+    chunks = list(client.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True}))
+    text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage == whole.usage
+    assert len(chunks) > 3
+
+
+def test_a_prompt_is_completed_with_logprobs(client: openai.OpenAI):
+    answer = client.completions.create(model="demo", prompt="My order", max_tokens=5, logprobs=2, temperature=0)
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert len(logprobs.token_logprobs or []) == answer.usage.completion_tokens  # type: ignore[union-attr]
+    assert all(value is not None and value <= 0 for value in logprobs.token_logprobs or [])
+
+
+def test_a_chat_has_logprobs(client: openai.OpenAI):
+    answer = client.chat.completions.create(
+        model="demo", messages=MESSAGES, max_tokens=3, logprobs=True, top_logprobs=2, temperature=0
+    )
+    content = answer.choices[0].logprobs and answer.choices[0].logprobs.content
+    assert content is not None
+    assert [len(token.top_logprobs) for token in content] == [2, 2, 2]
+
+
+def test_an_answer_keeps_to_its_schema(client: openai.OpenAI):
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "green"]}, "size": {"type": "integer"}},
+        "required": ["colour", "size"],
+        "additionalProperties": False,
+    }
+    shape = {"type": "json_schema", "json_schema": {"name": "thing", "schema": schema, "strict": True}}
+    answer = client.chat.completions.create(
+        model="demo",
+        messages=MESSAGES,
+        max_tokens=64,
+        temperature=0,
+        response_format=shape,  # type: ignore[arg-type]
+    )
+    thing = json.loads(answer.choices[0].message.content or "")
+    assert thing["colour"] in ("red", "green")
+    assert isinstance(thing["size"], int)
+
+
+def test_a_tool_is_called_when_the_request_wants_it(client: openai.OpenAI):
+    parameters = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}
+    answer = client.chat.completions.create(
+        model="demo",
+        messages=MESSAGES,
+        max_tokens=64,
+        temperature=0,
+        tools=[{"type": "function", "function": {"name": "count", "parameters": parameters, "strict": True}}],
+        tool_choice={"type": "function", "function": {"name": "count"}},
+    )
+    (call,) = answer.choices[0].message.tool_calls or []
+    assert call.function.name == "count"  # type: ignore[union-attr]
+    assert json.loads(call.function.arguments)["n"] in (1, 2)  # type: ignore[union-attr]
+
+
+def test_an_adapter_answers_under_its_name(client: openai.OpenAI):
+    ask = {"prompt": TICKET, "max_tokens": 8, "temperature": 0, "logprobs": 1}
+    plain, tuned = (client.completions.create(model=name, **ask) for name in ("demo", "tuned"))
+    assert tuned.model == "tuned"
+    assert plain.choices[0].logprobs != tuned.choices[0].logprobs
+
+
+def test_texts_become_tokens_and_texts_again(service: Service):
+    tokens = httpx.post(f"{service.url}/tokenize", json={"model": "demo", "prompt": TICKET}).json()["tokens"]
+    back = httpx.post(f"{service.url}/detokenize", json={"model": "demo", "tokens": tokens}).json()["prompt"]
+    assert TICKET in back
+
+
+async def test_many_requests_are_answered_at_once_and_each_gets_its_own(service: Service):
+    async with openai.AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0) as made:
+
+        async def ask(n: int) -> tuple[int, str]:
+            answer = await made.completions.create(model="demo", prompt="x", max_tokens=1 + n % 7, temperature=0)
+            return answer.usage.completion_tokens, answer.choices[0].text  # type: ignore[union-attr]
+
+        answers = await asyncio.gather(*(ask(n) for n in range(32)))
+        assert all(tokens <= 1 + n % 7 for n, (tokens, _) in enumerate(answers))
+        longest = max((text for _, text in answers), key=len)
+        assert all(longest.startswith(text) for _, text in answers)
+        stream = await made.chat.completions.create(model="demo", messages=MESSAGES, max_tokens=8, stream=True)
+        assert [chunk async for chunk in stream]
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_an_unknown_model_is_404_before_any_byte_of_a_stream(client: openai.OpenAI, is_stream: bool):
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="nope", messages=MESSAGES, stream=is_stream)
+    assert set(caught.value.body or ()) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_prompt_beyond_the_context_is_400_before_any_byte_of_a_stream(client: openai.OpenAI, is_stream: bool):
+    with pytest.raises(openai.BadRequestError, match="context length"):
+        client.completions.create(model="demo", prompt="word " * 3000, stream=is_stream)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"text"',
+        b"\xff\xfe",
+        b'{"model": "demo"}',
+        b'{"model": "demo", "messages": "x"}',
+        b'{"model": "demo", "messages": [{"role": "user", "content": "x"}], "max_tokens": -1}',
+        b'{"model": "demo", "messages": [{"role": "user", "content": "x"}], "temperature": -1}',
+        b'{"model": "demo", "messages": [{"role": "user", "content": "x"}], "n": 0}',
+        b'{"model": "demo", "messages": [], "response_format": {"type": "json_schema"}}',
+    ],
+)
+def test_a_bad_body_is_400_in_openai_s_shape(service: Service, body: bytes):
+    answer = httpx.post(
+        f"{service.url}/v1/chat/completions", content=body, headers={"content-type": "application/json"}
+    )
+    assert answer.status_code in (400, 422)
+    assert isinstance(answer.json()["error"]["message"], str)
+
+
+@pytest.mark.parametrize("path", CLOSED)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_nothing_else_of_vllm_can_be_reached(service: Service, path: str, method: str):
+    answer = httpx.request(method, service.url + path, json={} if method == "POST" else None)
+    assert answer.status_code == 404
+
+
+def test_the_openapi_document_shows_what_is_exposed_and_no_more(service: Service):
+    shown = set(httpx.get(f"{service.url}/openapi.json").json()["paths"])
+    assert {"/v1/chat/completions", "/v1/completions", "/v1/models", "/tokenize"} <= shown <= EXPOSED
+
+
+def test_scripts_of_other_pages_are_not_let_in(service: Service):
+    answer = httpx.get(f"{service.url}/v1/models", headers={"origin": "http://evil.example"})
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_a_client_that_leaves_frees_the_engine(service: Service):
+    long = {"model": "demo", "prompt": "x", "max_tokens": 1000, "ignore_eos": True}
+    begun = time.monotonic()
+    httpx.post(f"{service.url}/v1/completions", json=long, timeout=120)
+    alone = time.monotonic() - begun
+    # eight of them fill the engine (engine.max_num_seqs=8): what is asked next would wait for one to end
+    with httpx.Client(limits=httpx.Limits(max_connections=20), timeout=120) as leaving:
+        streams = [
+            leaving.send(
+                leaving.build_request("POST", f"{service.url}/v1/completions", json={**long, "stream": True}),
+                stream=True,
+            )
+            for _ in range(8)
+        ]
+        for stream in streams:
+            next(stream.iter_raw())
+        for stream in streams:
+            stream.close()
+        begun = time.monotonic()
+        short = {**long, "max_tokens": 1}
+        assert leaving.post(f"{service.url}/v1/completions", json=short).status_code == 200
+        assert time.monotonic() - begun < alone / 2

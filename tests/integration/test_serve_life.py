@@ -1,0 +1,66 @@
+"""How a service starts, breaks and ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from jobs import run
+from services import free_port, serving
+
+pytestmark = pytest.mark.timeout(400)
+ASK = {"model": "demo", "prompt": "x", "max_tokens": 8, "ignore_eos": True, "temperature": 0}
+
+
+def test_a_partitioned_model_answers_survives_its_worker_and_drains(tmp_path: Path):
+    with serving(tmp_path, "model=demo", "engine=tp2_cpu", "engine.max_model_len=512") as service:
+        whole = httpx.post(f"{service.url}/v1/completions", json=ASK, timeout=120).json()
+        assert whole["usage"]["completion_tokens"] == 8
+
+        ranks = [process for process in service.below() if "VLLM::Worker" in " ".join(process.cmdline())]
+        assert len(ranks) == 2
+        ranks[1].kill()
+        service.ready(503)
+        assert service.ready(200) <= {503, 500}  # 500: what was in the replica as it was ended
+        again = httpx.post(f"{service.url}/v1/completions", json=ASK, timeout=120).json()
+        assert again["choices"][0]["text"] == whole["choices"][0]["text"]
+
+        long = {**ASK, "max_tokens": 150, "stream": True}
+        with httpx.stream("POST", f"{service.url}/v1/completions", json=long, timeout=120) as asked:
+            lines = asked.iter_lines()
+            assert next(lines)
+            below = service.below()
+            service.interrupt()
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert len(rest) == 150  # with [DONE], without the first
+        assert service.process.wait(60) == 0
+        assert "stopped" in service.said()
+        assert psutil.wait_procs(below, timeout=20)[1] == []
+
+
+def test_a_broken_checkpoint_ends_it_with_the_cause_in_one_line(tmp_path: Path, demo_model: Path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in demo_model.iterdir():
+        (broken / path.name).write_bytes(path.read_bytes() if path.suffix != ".safetensors" else b"none")
+    with serving(tmp_path, f"model.path={broken}", is_ready=False) as service:
+        assert service.process.wait(200) == 1
+        said = service.said()
+    assert "error: unpack requires a buffer" in said  # what safetensors' reader says
+    assert "Traceback" not in said
+    assert f"logs: {tmp_path}/logs" in said
+
+
+def test_a_port_in_use_is_the_user_s_mistake():
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", free_port()))
+        taken.listen()
+        done = run("serve", "model=demo", f"deployment.port={taken.getsockname()[1]}")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "deployment.port" in done.stderr
