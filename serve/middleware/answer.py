@@ -1,0 +1,60 @@
+"""Errors as OpenAI's clients expect them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any
+
+import msgspec
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Refused(Exception):
+    """A request that goes no further; `refuse_with` answers it."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        headers: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """Takes what `refuse` takes."""
+        super().__init__(message)
+        self.status, self.message, self.kind, self.code, self.headers = status, message, kind, code, headers
+
+
+async def refuse(
+    send: Send,
+    status: int,
+    message: str,
+    kind: str = "invalid_request_error",
+    code: str | None = None,
+    headers: Sequence[tuple[str, str]] = (),
+) -> None:
+    """Answers with an error in OpenAI's shape.
+
+    Args:
+        send: of the request; nothing may have been sent on it.
+        status: the HTTP status.
+        message: one sentence for a person; never text of a prompt, a key or an address.
+        kind: OpenAI's ``type``.
+        code: OpenAI's ``code``, for programs.
+        headers: names and values, beside content-type and content-length.
+    """
+    body = msgspec.json.encode({"error": {"message": message, "type": kind, "param": None, "code": code}})
+    names = [("content-type", "application/json"), ("content-length", str(len(body))), *headers]
+    encoded = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in names]
+    await send({"type": "http.response.start", "status": status, "headers": encoded})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def refuse_with(send: Send, refused: Refused) -> None:
+    """Answers a request that was refused."""
+    await refuse(send, refused.status, refused.message, refused.kind, refused.code, refused.headers)
