@@ -161,7 +161,7 @@ def _check_model(body: dict[str, Any]) -> None:
 def _num_sequences(body: dict[str, Any], limit: int) -> int:
     """How many answers are asked for: prompts times choices."""
     choices = [_whole(body, field, 1) or 1 for field in ("n", "best_of")]
-    total = max(choices) * max(_num_prompts(body.get(field)) for field in _PROMPTS)
+    total = max(choices) * max((_num_prompts(body[field]) for field in _PROMPTS if field in body), default=1)
     if total > limit:
         raise _bad(f"Prompts times n may be at most {limit}.", "too_many_sequences")
     return total
@@ -178,7 +178,7 @@ def _answer_tokens(body: dict[str, Any], path: str, spec: AccessSpec) -> tuple[i
     """Tokens that an answer may have, and the field to set where the limit must be written into the body."""
     inner = body.get("sampling_params")
     asked: list[int] = []
-    for part in (body, inner if isinstance(inner, dict) else {}):
+    for part in (body, inner) if isinstance(inner, dict) else (body,):
         for field in _LIMITS:
             value = _whole(part, field, 0)
             if value is None:

@@ -69,6 +69,8 @@ class UsageReader:
                 self._kept.clear()
             self._kept += chunk
             return
+        if not self._kept and chunk.endswith(b"\n") and b'"usage"' not in chunk:
+            return  # nearly every chunk of a stream
         if self._kept:
             chunk = bytes(self._kept) + chunk
             self._kept.clear()

@@ -44,7 +44,8 @@ async def chat(request: Request) -> Response:
     if body.get("model") == "unknown":
         return JSONResponse({"error": {"code": "model_not_found"}}, 404)
     manta = {name: request.scope["manta"].get(name) for name in ("key", "priority", "body")}
-    plain: dict[str, Any] = {"got": body, "manta": manta}
+    is_framed = request.headers.getlist("content-length") == [str(len(await request.body()))]
+    plain: dict[str, Any] = {"got": body, "manta": manta, "is_framed": is_framed}
     return JSONResponse(plain | ({"usage": {"total_tokens": usage}} if usage else {}))
 
 

@@ -55,7 +55,7 @@ async def test_a_key_opens_the_service_and_its_name_reaches_the_inside(tmp_path:
     answer = await service.chat(model="m", messages=[])
     assert answer.status_code == 200
     body = {"model": "m", "messages": []}
-    assert answer.json() == {"got": body, "manta": {"key": "team", "priority": 0, "body": body}}
+    assert answer.json() == {"got": body, "manta": {"key": "team", "priority": 0, "body": body}, "is_framed": True}
     assert service.secret not in answer.text
     assert not [name for name in answer.headers if name.startswith("x-ratelimit")]
 
@@ -103,6 +103,7 @@ async def test_a_batch_key_comes_after_interactive_ones_whatever_it_asks(tmp_pat
     for asked, got in ((None, 100), (-5, 100), (100, 100), (2000, 2000)):
         answer = (await service.chat(**({} if asked is None else {"priority": asked}))).json()
         assert answer["got"]["priority"] == answer["manta"]["priority"] == answer["manta"]["body"]["priority"] == got
+        assert answer["is_framed"]
 
 
 async def test_requests_a_minute(tmp_path: Path):
