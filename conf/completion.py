@@ -23,6 +23,9 @@ _manta_complete() {
 complete -o nospace -o default -F _manta_complete manta
 """
 
+WORDS: dict[str, tuple[str, ...]] = {"keys": ("add", "list", "revoke")}
+"""First words of the verbs that have no configuration."""
+
 
 def run(words: list[str]) -> int:
     """Prints the completion script of a shell.
@@ -59,7 +62,7 @@ def candidates(line: str) -> list[str]:
     if not verb:
         return [name + " " for name in VERBS]
     if verb not in entry.SCHEMAS:
-        return []
+        return [word + " " for word in WORDS.get(verb, ()) if word.startswith(rest)]
     word, before = rest.rpartition(" ")[2], rest.split()[:-1] if not rest.endswith(" ") else rest.split()
     if before and before[-1] in ("--cfg", "-c"):
         return [value for value in ("job",) if value.startswith(word)]

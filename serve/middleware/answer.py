@@ -1,15 +1,33 @@
-"""A refusal in OpenAI's shape."""
+"""Errors as OpenAI's clients expect them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
+import msgspec
+
+Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Refused(Exception):
+    """A request that goes no further; `refuse_with` answers it."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
+        headers: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """Takes what `refuse` takes."""
+        super().__init__(message)
+        self.status, self.message, self.kind, self.code, self.headers = status, message, kind, code, headers
 
 
 async def refuse(
@@ -20,23 +38,28 @@ async def refuse(
     code: str | None = None,
     headers: Sequence[tuple[str, str]] = (),
 ) -> None:
-    """Answers a request with an error.
+    """Answers with an error in OpenAI's shape.
 
     Args:
-        send: ASGI's.
-        status: of HTTP.
-        message: a sentence without the prompt, a key or an address.
-        kind: OpenAI's class of the error.
-        code: OpenAI's code of the error.
-        headers: further ones.
+        send: of the request; nothing may have been sent on it.
+        status: the HTTP status.
+        message: one sentence for a person; never text of a prompt, a key or an address.
+        kind: OpenAI's ``type``.
+        code: OpenAI's ``code``, for programs.
+        headers: names and values, beside content-type and content-length.
     """
-    body = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}}).encode()
+    body = msgspec.json.encode({"error": {"message": message, "type": kind, "param": None, "code": code}})
     await answer(send, status, body, [("content-type", "application/json"), *headers])
 
 
 async def answer(send: Send, status: int, body: bytes, headers: Sequence[tuple[str, str]] = ()) -> None:
-    """Answers a request with a whole body."""
-    named = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
-    named.append((b"content-length", str(len(body)).encode()))
-    await send({"type": "http.response.start", "status": status, "headers": named})
+    """Answers with a whole body; content-length is added."""
+    named = [*headers, ("content-length", str(len(body)))]
+    encoded = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in named]
+    await send({"type": "http.response.start", "status": status, "headers": encoded})
     await send({"type": "http.response.body", "body": body})
+
+
+async def refuse_with(send: Send, refused: Refused) -> None:
+    """Answers a request that was refused."""
+    await refuse(send, refused.status, refused.message, refused.kind, refused.code, refused.headers)
