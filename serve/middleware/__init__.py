@@ -1,0 +1,1 @@
+"""Policy around the engine's API: one ASGI class a file."""
