@@ -111,6 +111,7 @@ def renew(route: str, body: bytes) -> bytes:
 def _body(entry: bytes) -> bytes:
     if not entry.startswith(_VERSION):
         raise ValueError("no entry of this version")
+    entry.decode()  # msgspec reads past bad UTF-8 where it only looks for a value's end
     return entry[1:]
 
 
