@@ -37,9 +37,9 @@ class CacheSpec:
     url: str = "redis://127.0.0.1:6379/0"
     """The Redis server: redis://, rediss:// (TLS) or unix://. The environment variable MANTA_REDIS_URL comes first, and
     is the place for a password."""
-    timeout_s: float = 0.05
+    timeout_s: float = 0.1
     """How long a request waits for Redis before it goes on without."""
-    retry_after_s: float = 5.0
+    retry_after_s: float = 2.0
     """How long Redis is left alone after it failed three times in a row."""
     max_connections: int = 32
     """Connections of a replica to Redis."""

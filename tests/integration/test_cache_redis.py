@@ -116,19 +116,23 @@ async def test_a_long_entry_is_not_sent(server: RedisServer):
     await store.close()
 
 
-async def test_a_request_that_is_given_up_leaves_no_answer_for_the_next(store: Store, server: RedisServer):
+async def test_a_request_that_is_given_up_leaves_no_answer_for_the_next(server: RedisServer):
     """One answer late on a shared connection would hand everybody another's: it has happened to others."""
+    store = RedisStore(spec(timeout_s=2.0), server.url)
     await store.put(KEY, b"\x01one")
     await store.put(OTHER, b"\x01other")
     for _ in range(20):
+        await asyncio.gather(*(store.get(OTHER) for _ in range(4)))  # connections are open
         server.hold()
         given_up = [asyncio.create_task(store.get(KEY)) for _ in range(4)]
-        await asyncio.sleep(0.002)  # the question is on its way
+        for _ in range(20):  # the question is on its way
+            await asyncio.sleep(0)
         for one in given_up:
             one.cancel()
         await asyncio.gather(*given_up, return_exceptions=True)
         server.go_on()
         assert await asyncio.gather(*(store.get(OTHER) for _ in range(4))) == [b"\x01other"] * 4
+    await store.close()
 
 
 async def test_requests_go_on_when_redis_dies_and_find_it_again(server: RedisServer, caplog: pytest.LogCaptureFixture):
