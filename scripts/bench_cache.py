@@ -4,8 +4,8 @@
 
 Each case is an app under uvicorn in a process of its own; one client asks over one connection, a request after the
 other, and the cases take turns within each run, so that the noise of the machine meets all alike. `trivial` is a
-Starlette app that reads the body and answers with as many bytes. `not_as_expected` counts requests for which the cache had to do
-without Redis: it took longer than cache.timeout_s. `herd` asks an empty cache 1,000 times at once.
+Starlette app that reads the body and answers with as many bytes. `not_as_expected` counts requests for which the cache
+had to do without Redis: it took longer than cache.timeout_s. `herd` asks an empty cache 1,000 times at once.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def build_app() -> Any:
     app = Starlette(routes=[Route(PATH, chat, methods=["POST"]), Route("/count", counted)])
     spec = CacheSpec(kind=CacheKind(os.environ["BENCH_CACHE"]))
     store = build_store(spec)
-    return app if store is None else Cache(app, store, spec, "fingerprint")
+    return app if store is None else Cache(app, spec, "fingerprint", store)
 
 
 def start_app(stack: ExitStack, kind: str, redis_url: str) -> int:
@@ -207,7 +207,7 @@ def main() -> None:
             herds[kind] = {**herd, "generations": count_of(ports[kind]) - before}
     names = ("starlette", "uvicorn", "uvloop", "redis", "cachetools", "msgspec")
     result = {
-        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()},
+        "machine": {"cpu": platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()},
         "versions": {"python": platform.python_version(), "server": redis_version} | {n: version(n) for n in names},
         "requests": options.requests,
         "runs": options.runs,

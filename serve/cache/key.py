@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from conf.schema.engine import EngineSpec
+from conf.schema.model import ModelSpec
+from serve.engine.fingerprint import fingerprint_model
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 ROUTES = frozenset((CHAT, COMPLETIONS, EMBEDDINGS))
@@ -79,19 +82,24 @@ def question(
     )
 
 
-def answer_fingerprint(model_fingerprint: str, engine: EngineSpec, version: str) -> str:
+def answer_fingerprint(model: ModelSpec, engine: EngineSpec, version: str, api: Mapping[str, Any]) -> str:
     """Returns 16 hex digits that change with whatever decides a service's answers.
 
     How the model is spread over devices does not count: the last bits of logits depend on it, as they do on the batch
     that a request happens to be computed in.
 
     Args:
-        model_fingerprint: `pipelines.batch.identify.fingerprint_model`; of several models, all of them.
+        model: the checkpoint; its files are read, see `fingerprint_model`.
         engine: the deployment's engine.
         version: of the engine's library: templates and defaults are its own.
+        api: options of the engine's API, such as a parser of tool calls.
+
+    Raises:
+        OSError: when a file of the model cannot be read.
     """
-    decides = [model_fingerprint, engine.kind.value, engine.max_model_len, engine.vllm, engine.env, version]
-    text = json.dumps(decides, sort_keys=True, default=str)
+    names = [model.name, *model.adapters]
+    decides = [fingerprint_model(model), names, engine.kind.value, engine.max_model_len, engine.vllm, engine.env]
+    text = json.dumps([*decides, version, dict(api)], sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

@@ -50,9 +50,6 @@ class MemoryStore:
         """Memory that entries take."""
         return int(self._entries.currsize)
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
     async def get(self, key: str) -> bytes | None:
         """See `Store`."""
         kept = self._entries.get(key)

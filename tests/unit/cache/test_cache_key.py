@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from conf.schema.engine import EngineSpec
+from conf.schema.model import ModelSpec
 from serve.cache.key import CHAT, COMPLETIONS, EMBEDDINGS, ROUTES, Question, answer_fingerprint, question
 
 CHAT_BODY: dict[str, Any] = {
@@ -193,13 +195,22 @@ def test_bodies_that_differ_have_keys_that_differ(one: Any, other: Any):
         assert (found[0] != found[1]) == differ
 
 
-def test_a_fingerprint_changes_with_the_engine_not_with_its_spread():
-    plain = answer_fingerprint("model", EngineSpec(), "0.32.0")
-    assert answer_fingerprint("model", EngineSpec(tensor_parallel_size=2, num_replicas="3"), "0.32.0") == plain
+def test_a_fingerprint_changes_with_whatever_decides_an_answer_not_with_its_spread(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    model, engine = ModelSpec(path=str(tmp_path)), EngineSpec()
+
+    def of(model: ModelSpec = model, engine: EngineSpec = engine, version: str = "0.32.0", **api: str) -> str:
+        return answer_fingerprint(model, engine, version, api)
+
+    plain = of()
+    assert of(engine=EngineSpec(tensor_parallel_size=2, num_replicas="3")) == plain
+    adapters = [{"a": str(tmp_path), "b": str(tmp_path)}, {"b": str(tmp_path), "a": str(tmp_path)}]
     others = [
-        answer_fingerprint("other", EngineSpec(), "0.32.0"),
-        answer_fingerprint("model", EngineSpec(), "0.33.0"),
-        answer_fingerprint("model", EngineSpec(vllm={"quantization": "fp8"}), "0.32.0"),
-        answer_fingerprint("model", EngineSpec(max_model_len=512), "0.32.0"),
+        of(version="0.33.0"),
+        of(engine=EngineSpec(vllm={"quantization": "fp8"})),
+        of(engine=EngineSpec(max_model_len=512)),
+        of(tool_call_parser="hermes"),
+        *(of(ModelSpec(path=str(tmp_path), adapters=each)) for each in adapters),
     ]
-    assert len({plain, *others}) == 5
+    (tmp_path / "config.json").write_text("{ }")
+    assert len({plain, of(), *others}) == 8

@@ -42,7 +42,7 @@ class Service:
         ]
         self.spec = CacheSpec(kind=CacheKind.memory, **spec)
         self.store = store or MemoryStore(self.spec)
-        self.cache = Cache(Starlette(routes=routes), self.store, self.spec, "f")
+        self.cache = Cache(Starlette(routes=routes), self.spec, "f", self.store)
         transport = httpx.ASGITransport(wrap(self.cache), raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
 
@@ -319,3 +319,12 @@ async def test_a_batch_jobs_answers_warm_the_cache():
     assert (said(answer), content(answer), service.count) == ("hit", "from the batch", 0)
     with pytest.raises(ValueError, match=r"sampling\.choice"):
         chat_request("demo", BODY["messages"], SamplingSpec(choice=["a"]))
+
+
+async def test_a_cache_that_is_off_says_and_keeps_nothing():
+    service = Service()
+    service.cache = Cache(service.cache.app, CacheSpec(), "f")
+    service.client = httpx.AsyncClient(transport=httpx.ASGITransport(service.cache), base_url="http://test")
+    answers = [await service.ask() for _ in range(2)]
+    assert [content(a) for a in answers] == ["answer 1", "answer 2"]
+    assert not any("x-manta-cache" in a.headers for a in answers)
