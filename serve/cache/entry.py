@@ -16,7 +16,9 @@ from serve.cache.key import CHAT, COMPLETIONS, EMBEDDINGS, Question
 _VERSION = b"\x01"
 _OBJECTS = {CHAT: b'"chat.completion"', COMPLETIONS: b'"text_completion"', EMBEDDINGS: b'"list"'}
 _PREFIXES = {CHAT: "chatcmpl", COMPLETIONS: "cmpl", EMBEDDINGS: "embd"}
-_FRESH = ("id", "created", "metrics", "kv_transfer_params", "ec_transfer_params")
+_FRESH = ("id", "created")
+_OWN = ("metrics", "kv_transfer_params", "ec_transfer_params")
+"""What was true of one computation; null in a kept answer."""
 _BROKEN = (None, "abort", "error")
 
 
@@ -56,7 +58,8 @@ def make_entry(route: str, body: bytes) -> bytes | None:
                 return None
     except ValueError:
         return None
-    return _VERSION + _ENCODER.encode({name: value for name, value in parts.items() if name not in _FRESH})
+    kept = {name: None if name in _OWN else value for name, value in parts.items() if name not in _FRESH}
+    return _VERSION + _ENCODER.encode(kept)
 
 
 def answer(route: str, entry: bytes) -> bytes:

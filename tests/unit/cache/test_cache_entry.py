@@ -62,6 +62,8 @@ def test_an_answer_comes_back_with_a_fresh_id_and_time_and_else_the_same(route: 
     fresh = ("id", "created", "metrics")
     for one in given_twice:
         assert {k: v for k, v in one.items() if k not in fresh} == {k: v for k, v in body.items() if k not in fresh}
+        assert one.get("metrics") is None
+        assert set(one) == set(body)
         assert one["created"] > 1
         assert one["id"].split("-")[0] == body["id"].split("-")[0]
     assert len({body["id"], *(one["id"] for one in given_twice)}) == 3
