@@ -6,7 +6,6 @@ import hashlib
 import json
 from array import array
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -20,9 +19,6 @@ from conf.schema.task import Task
 from pipelines.batch import columns as c
 from pipelines.batch.prompter import Asked, make_prompter
 from serve.engine.errors import RequestRejected
-
-_SAMPLE_BYTES = 64 << 10
-_SAMPLES = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,39 +138,6 @@ def request_entry(key: str, identity: Identity, sampling: SamplingSpec, position
     is_alike = identity.task is not Task.generate or sampling.is_deterministic
     shares = identity.dedupe is Dedupe.all or (identity.dedupe is Dedupe.deterministic and is_alike)
     return key if shares else f"{key}:{position}"
-
-
-def fingerprint_model(model: ModelSpec) -> str:
-    """Returns 16 hex digits that change when the checkpoint, its tokenizer or an adapter does.
-
-    Small files count whole. Of weights, the size, both ends and 32 pieces of 64 KiB count: reading 100 GB to name a
-    model is too slow, and retraining changes every tensor.
-
-    Raises:
-        OSError: when a file cannot be read.
-    """
-    digest = hashlib.blake2b(digest_size=8)
-    for folder in dict.fromkeys((model.path, model.tokenizer or model.path, *model.adapters.values())):
-        for path in sorted(Path(folder).expanduser().iterdir()):
-            if path.is_file() and path.suffix in (".json", ".jinja", ".safetensors", ".model", ".txt", ".bin", ".py"):
-                digest.update(path.name.encode())
-                _hash_file(path, digest)
-    if model.chat_template is not None:
-        _hash_file(Path(model.chat_template), digest)
-    digest.update(model.dtype.encode())
-    return digest.hexdigest()
-
-
-def _hash_file(path: Path, digest: Any) -> None:
-    size = path.stat().st_size
-    digest.update(size.to_bytes(8, "little"))
-    with path.open("rb") as stream:
-        if size <= 64 * _SAMPLE_BYTES:
-            digest.update(stream.read())
-            return
-        for sample in range(_SAMPLES + 1):
-            stream.seek((size - _SAMPLE_BYTES) * sample // _SAMPLES)
-            digest.update(stream.read(_SAMPLE_BYTES))
 
 
 def row_sampling(text: str | None, shared: SamplingSpec) -> SamplingSpec:

@@ -18,7 +18,7 @@ from conf.schema.output import OutputFormat
 from conf.schema.task import Task
 from pipelines.batch import columns as c
 from pipelines.batch.answers import answer_names
-from pipelines.batch.identify import Identity, fingerprint_model
+from pipelines.batch.identify import Identity
 from pipelines.batch.json_schema import read_json_schema
 from pipelines.batch.prompter import check_urls
 from pipelines.batch.source import Source, open_source
@@ -28,6 +28,7 @@ from pipelines.storage import locate
 from serve.engine.adapters import check_adapters
 from serve.engine.arguments import check_engine_arguments
 from serve.engine.capability import check_task, is_cross_encoder, labels, overridden
+from serve.engine.fingerprint import fingerprint_model
 from serve.engine.placement import Placement, place
 from serve.engine.prompt import check_partition, context_tokens, read_model_config
 

@@ -19,13 +19,13 @@ from conf.schema.task import Task
 from pipelines.batch import columns as c
 from pipelines.batch.identify import (
     Identity,
-    fingerprint_model,
     identify,
     request_entry,
     request_key,
     request_salt,
     row_sampling,
 )
+from serve.engine.fingerprint import fingerprint_model
 
 QUICK = settings(deadline=None, max_examples=200, database=None, derandomize=True)
 GREEDY, SEEDED, DRAWN = SamplingSpec(), SamplingSpec(temperature=1, seed=7), SamplingSpec(temperature=1)

@@ -1,0 +1,1 @@
+"""Answers that are given again: their keys, and where they are kept."""
