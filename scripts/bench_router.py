@@ -63,7 +63,7 @@ def read_trace(path: str, scale: int, answer_scale: int, seed: int, kv_tokens: i
 
 
 def hot_prefixes(num_requests: int, num_prefixes: int, seed: int) -> list[Request]:
-    """Returns requests with few long prefixes: 1,024 tokens, then 256 of their own; arrivals as of a Poisson process."""
+    """Returns requests with few long prefixes: 1,024 tokens, then 256 of their own; Poisson arrivals."""
     rng = Random(seed)
     shared = [(rng.randbytes(4096), [index * 64 + at for at in range(64)]) for index in range(num_prefixes)]
     now_s, requests = 0.0, []

@@ -32,9 +32,9 @@ class RouterSpec:
     """Prefixes are compared in blocks of this many tokens. Smaller finds more of short prompts and costs more time."""
     bytes_per_token: float = 4.0
     """UTF-8 bytes of a prompt's text for each of its tokens, on average: the router sees text, not tokens."""
-    load_weight: float = 0.2
-    """A token that waits at a replica, for each token of the prompt that it would have to compute. 1 is the shortest
-    wait for this request; less keeps prefixes together, which shortens the wait of those that follow."""
+    queue_weight: float = 2.0
+    """How much a token that need not be computed counts beyond itself, for each request that waits at a replica on
+    average. 0 is the shortest wait for this request alone; more keeps prefixes together as queues grow."""
     decode_weight: float = 1.0
     """An expected token of an answer, for each token of a prompt, in a replica's load."""
     min_match_fraction: float = 0.1
@@ -54,7 +54,7 @@ class RouterSpec:
         rules = [
             ("block_tokens", self.block_tokens >= 1, ">= 1"),
             ("bytes_per_token", 0.1 <= self.bytes_per_token <= 64, "in [0.1, 64]"),
-            ("load_weight", 0 < self.load_weight < math.inf, "> 0"),
+            ("queue_weight", 0 <= self.queue_weight < math.inf, ">= 0"),
             ("decode_weight", 0 <= self.decode_weight < math.inf, ">= 0"),
             ("min_match_fraction", 0 <= self.min_match_fraction <= 1, "in [0, 1]"),
             ("imbalance_bound", 1 <= self.imbalance_bound < math.inf, ">= 1"),

@@ -45,7 +45,7 @@ def prompt_of(body: Mapping[str, Any]) -> bytes | Sequence[int]:
         return prompt
     parts = [_text(body.get("model"))]
     if tools := body.get("tools"):
-        parts.append(json.dumps(tools, separators=(",", ":")))
+        parts.append(_text(tools))
     messages = body.get("messages")
     if isinstance(messages, list):
         for message in messages:
@@ -63,7 +63,16 @@ def _text(content: object) -> str:
     if content is None:
         return ""
     if isinstance(content, list):
-        return "".join(_text(part) for part in content)
-    if isinstance(content, Mapping) and isinstance(content.get("text"), str):
-        return content["text"]
-    return json.dumps(content, default=str)
+        return "".join(map(_part, content))
+    return _part(content)
+
+
+def _part(part: object) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, Mapping) and isinstance(part.get("text"), str):
+        return part["text"]
+    try:
+        return json.dumps(part, separators=(",", ":"))
+    except RecursionError:  # nested as deep as a parser lets through
+        return ""

@@ -30,6 +30,8 @@ class Replica:
     waiting_tokens: int = 0
     """Tokens to compute of prompts whose answer has not begun, and tokens expected of answers, weighed."""
     num_requests: int = 0
+    num_waiting: int = 0
+    """Of them, those whose answer has not begun."""
 
 
 def choose(
@@ -69,16 +71,14 @@ def choose(
 
     waiting = [replica.waiting_tokens for replica in replicas]
     limit = spec.imbalance_bound * sum(waiting) / len(waiting) + spec.imbalance_slack_tokens
-    weight = spec.load_weight
-    is_match = False
+    costs, is_match = waiting, False
     if policy is RouterPolicy.prefix and cached_tokens:
         is_match = max(cached_tokens.values()) >= spec.min_match_fraction * prompt_tokens
+        get, weight = cached_tokens.get, spec.queue_weight
         costs = [
-            weight * tokens - cached_tokens.get(replica.slot, 0)
+            tokens + (prompt_tokens - get(replica.slot, 0)) * (1 + weight * replica.num_waiting)
             for replica, tokens in zip(replicas, waiting, strict=True)
         ]
-    else:
-        costs = [weight * tokens for tokens in waiting]
 
     order = sorted(range(len(costs)), key=costs.__getitem__)
 

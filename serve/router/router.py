@@ -150,6 +150,7 @@ class Router:
         flight = Flight(replica, prefill, decode, choice.answer_tokens, self._clock())
         replica.waiting_tokens += prefill + decode
         replica.num_requests += 1
+        replica.num_waiting += 1
         self._flights[flight] = None
         choice.keys.extend(choice.rest)
         self._index.hold(replica.slot, choice.keys)
@@ -163,6 +164,7 @@ class Router:
     def first_token(self, flight: Flight) -> None:
         """The answer has begun: the prompt is computed. To say it twice, or never, is no mistake."""
         flight.replica.waiting_tokens -= flight.prefill_tokens
+        flight.replica.num_waiting -= bool(flight.prefill_tokens)
         flight.prefill_tokens = 0
 
     def ended(self, flight: Flight, answer_tokens: int | None = None) -> None:
