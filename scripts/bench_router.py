@@ -92,6 +92,7 @@ def rules(
         "ray_prefix_imbalance_10": lambda seed: RayPrefix(num_replicas, seed, imbalance=10),
         "ray_prefix_imbalance_10_evicting": lambda seed: RayPrefix(num_replicas, seed, imbalance=10, is_evicting=True),
         "prefix": ours(),
+        "prefix_ends_only": lambda seed: OurRule(spec, num_replicas, machine, answer_tokens, seed, hears=False),
     }
 
 
@@ -217,7 +218,8 @@ def main() -> None:
     """Runs the parts and writes their figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trace", help="mooncake_synthetic_trace.jsonl; without it, decision times alone")
-    parser.add_argument("--out", help="where the figures go, as JSON")
+    parser.add_argument("--out", help="where the figures go, as JSON; others that are there stay")
+    parser.add_argument("--name", default="trace", help="the run's name in that file")
     parser.add_argument("--scale", type=int, default=8)
     parser.add_argument("--answer-scale", type=int, help="as --scale, for answers; without it the same")
     parser.add_argument(
@@ -253,7 +255,9 @@ def main() -> None:
     if args.trace or args.hot_prefixes:
         figures["simulation"] = compare(args, spec)
     if args.out:
-        Path(args.out).write_text(json.dumps(figures, indent=1) + "\n")
+        out = Path(args.out)
+        others = json.loads(out.read_text()) if out.exists() else {}
+        out.write_text(json.dumps({**others, args.name: figures}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,8 +16,14 @@ from serve.router.router import Flight, Router
 class OurRule:
     """`serve.router.Router`, which sees a prompt's text and when answers begin and end."""
 
-    def __init__(self, spec: RouterSpec, num_replicas: int, machine: Machine, answer_tokens: int, seed: int) -> None:
-        """Places all replicas; `answer_tokens` is what each answer is expected to have."""
+    def __init__(
+        self, spec: RouterSpec, num_replicas: int, machine: Machine, answer_tokens: int, seed: int, hears: bool = True
+    ) -> None:
+        """Places all replicas.
+
+        `answer_tokens` is what each answer is expected to have; `hears` is whether the router is told of first tokens.
+        """
+        self._hears = hears
         self._now_s = 0.0
         self.router = Router(spec, rng=Random(seed), clock=lambda: self._now_s)
         self._answer_tokens = answer_tokens
@@ -34,7 +40,8 @@ class OurRule:
 
     def first_token(self, request: Request) -> None:
         """Tells the router."""
-        self.router.first_token(self._flights[request])
+        if self._hears:
+            self.router.first_token(self._flights[request])
 
     def ended(self, request: Request) -> None:
         """Tells the router."""

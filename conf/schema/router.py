@@ -32,9 +32,11 @@ class RouterSpec:
     """Prefixes are compared in blocks of this many tokens. Smaller finds more of short prompts and costs more time."""
     bytes_per_token: float = 4.0
     """UTF-8 bytes of a prompt's text for each of its tokens, on average: the router sees text, not tokens."""
-    queue_weight: float = 2.0
-    """How much a token that need not be computed counts beyond itself, for each request that waits at a replica on
-    average. 0 is the shortest wait for this request alone; more keeps prefixes together as queues grow."""
+    prefill_weight: float = 2.0
+    """A token of the prompt that a replica has to compute, for each token that waits there. 1 is the shortest wait for
+    this request; more keeps prefixes together, for what is held twice takes room from others."""
+    queue_weight: float = 1.0
+    """What is added to ``prefill_weight`` for each request that waits at the replica: others wait for it, too."""
     decode_weight: float = 1.0
     """An expected token of an answer, for each token of a prompt, in a replica's load."""
     min_match_fraction: float = 0.1
@@ -54,6 +56,7 @@ class RouterSpec:
         rules = [
             ("block_tokens", self.block_tokens >= 1, ">= 1"),
             ("bytes_per_token", 0.1 <= self.bytes_per_token <= 64, "in [0.1, 64]"),
+            ("prefill_weight", 0 <= self.prefill_weight < math.inf, ">= 0"),
             ("queue_weight", 0 <= self.queue_weight < math.inf, ">= 0"),
             ("decode_weight", 0 <= self.decode_weight < math.inf, ">= 0"),
             ("min_match_fraction", 0 <= self.min_match_fraction <= 1, "in [0, 1]"),

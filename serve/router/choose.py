@@ -46,9 +46,11 @@ def choose(
 ) -> list[Replica]:
     """Returns the replicas, the one that should take the request first.
 
-    A replica's cost is what it has to compute of the prompt plus what waits there, weighed. The smallest wins among
-    those that run fewer requests than they can (if any) and are no further ahead of the mean than the bound. Costs
-    that differ by less than a block are equal: then the session's replica wins.
+    A replica's cost is what waits there, plus what it would have to compute of the prompt: that counts for this
+    request, for the room that it takes in the cache, and for those who wait behind it, as many as wait there now. So a
+    queue that grows makes a cached prefix worth more against others as busy, and an idle replica more attractive. The
+    smallest cost wins among those that run fewer requests than they can (if any) and are no further ahead of the mean
+    than the bound. Costs that differ by less than a block are equal: then the session's replica wins.
 
     Source: the sum of prefill left and load is NVIDIA Dynamo's KV router; the way out under imbalance SGLang's
     cache-aware balancer and Ray's PrefixCacheAffinityRouter (docs/decisions/0008-prefix-router.md).
@@ -74,9 +76,9 @@ def choose(
     costs, is_match = waiting, False
     if policy is RouterPolicy.prefix and cached_tokens:
         is_match = max(cached_tokens.values()) >= spec.min_match_fraction * prompt_tokens
-        get, weight = cached_tokens.get, spec.queue_weight
+        get, alone, behind = cached_tokens.get, spec.prefill_weight, spec.queue_weight
         costs = [
-            tokens + (prompt_tokens - get(replica.slot, 0)) * (1 + weight * replica.num_waiting)
+            tokens + (prompt_tokens - get(replica.slot, 0)) * (alone + behind * replica.num_waiting)
             for replica, tokens in zip(replicas, waiting, strict=True)
         ]
 

@@ -27,19 +27,29 @@ def ids(spec: RouterSpec, among: list[Replica], cached: dict[int, int], session:
 
 
 def test_the_cached_prefix_wins_where_waiting_costs_less_than_computing():
-    assert ids(RouterSpec(), replicas(0, 700, 0), {1: 800}) == ["1", "0", "2"]
+    assert ids(RouterSpec(prefill_weight=1.0), replicas(0, 700, 0), {1: 800}) == ["1", "0", "2"]
+    assert ids(RouterSpec(prefill_weight=2.0), replicas(0, 1500, 0), {1: 800}) == ["1", "0", "2"]
 
 
 def test_the_cached_prefix_loses_where_waiting_costs_more():
-    assert ids(RouterSpec(), replicas(0, 900, 100), {1: 800})[0] == "0"
+    assert ids(RouterSpec(prefill_weight=1.0), replicas(0, 900, 100), {1: 800})[0] == "0"
+    assert ids(RouterSpec(prefill_weight=2.0), replicas(0, 1700, 100), {1: 800})[0] == "0"
 
 
-def test_a_queue_makes_what_is_cached_worth_more():
-    among = replicas(0, 900, 100)
+def test_queues_make_what_is_cached_worth_more():
+    among = replicas(2000, 5000, 3000)
+    assert ids(RouterSpec(), among, {1: 800})[0] == "0"
     for replica in among:
-        replica.num_waiting = 1
-    assert ids(RouterSpec(queue_weight=1.0), among, {1: 800})[0] == "1"
+        replica.num_waiting = 3
+    assert ids(RouterSpec(), among, {1: 800})[0] == "1"
     assert ids(RouterSpec(queue_weight=0.0), among, {1: 800})[0] == "0"
+
+
+def test_one_queue_makes_a_replica_less_attractive():
+    among = replicas(0, 500)
+    assert ids(RouterSpec(), among, {1: 500})[0] == "1"
+    among[1].num_waiting = 3
+    assert ids(RouterSpec(), among, {1: 500})[0] == "0"
 
 
 def test_a_replica_far_ahead_gets_nothing_whatever_it_holds():

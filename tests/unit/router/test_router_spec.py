@@ -12,6 +12,7 @@ from conf.schema.router import RouterSpec
         ("block_tokens", 0),
         ("bytes_per_token", 0.0),
         ("bytes_per_token", float("nan")),
+        ("prefill_weight", -1.0),
         ("queue_weight", -1.0),
         ("queue_weight", float("inf")),
         ("decode_weight", -0.5),
