@@ -92,6 +92,7 @@ def rules(
         "ray_prefix_imbalance_10": lambda seed: RayPrefix(num_replicas, seed, imbalance=10),
         "ray_prefix_imbalance_10_evicting": lambda seed: RayPrefix(num_replicas, seed, imbalance=10, is_evicting=True),
         "prefix": ours(),
+        "prefix_least_tokens": ours(fallback=RouterPolicy.least_tokens),
         "prefix_ends_only": lambda seed: OurRule(spec, num_replicas, machine, answer_tokens, seed, hears=False),
     }
 

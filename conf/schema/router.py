@@ -40,7 +40,10 @@ class RouterSpec:
     decode_weight: float = 1.0
     """An expected token of an answer, for each token of a prompt, in a replica's load."""
     min_match_fraction: float = 0.1
-    """Where no replica holds this much of the prompt, the less loaded of two replicas drawn at random takes it."""
+    """Where no replica holds this much of the prompt, ``fallback`` decides."""
+    fallback: RouterPolicy = RouterPolicy.power_of_two
+    """The rule for such prompts: ``power_of_two``, or ``least_tokens``, which is better where one router sees all
+    requests and worse where several that know little of each other would all pick the same replica."""
     imbalance_bound: float = 1.5
     """A replica that has more than this many times the mean waiting tokens, and the slack, gets nothing more."""
     imbalance_slack_tokens: int = 8192
@@ -66,6 +69,10 @@ class RouterSpec:
             ("max_sessions", self.max_sessions >= 0, ">= 0 (0 remembers no session)"),
             ("stale_after_s", 0 < self.stale_after_s < math.inf, "> 0"),
         ]
+        fallbacks = (RouterPolicy.power_of_two, RouterPolicy.least_tokens)
+        if self.fallback not in fallbacks:
+            names = " or ".join(policy.value for policy in fallbacks)
+            raise UserError(f"router.fallback must be {names}, got {self.fallback.value}")
         for key, holds, rule in rules:
             if not holds:
                 raise UserError(f"router.{key} must be {rule}, got {getattr(self, key)}")

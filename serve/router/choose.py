@@ -91,9 +91,10 @@ def choose(
     first = next(filter(fits, order), -1)
     if first < 0:
         first = min(order, key=waiting.__getitem__)
-    elif not is_match and policy is not RouterPolicy.least_tokens:
-        pair = [at for at in (rng.randrange(len(order)), rng.randrange(len(order))) if fits(at)]
-        first = min(pair, key=waiting.__getitem__, default=first)
+    elif not is_match and (spec.fallback if policy is RouterPolicy.prefix else policy) is RouterPolicy.power_of_two:
+        one = rng.randrange(len(order))
+        two = (one + 1 + rng.randrange(len(order) - 1)) % len(order)
+        first = min(filter(fits, (one, two)), key=waiting.__getitem__, default=first)
     if session_slot is not None:
         nearly = costs[first] + spec.block_tokens
         for at in order:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from conf.errors import UserError
-from conf.schema.router import RouterSpec
+from conf.schema.router import RouterPolicy, RouterSpec
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,8 @@ def test_a_value_out_of_range_is_named_with_its_key_and_rule(key: str, value: fl
 def test_a_block_of_text_is_as_long_as_its_tokens():
     assert RouterSpec(block_tokens=100, bytes_per_token=3.5).block_bytes == 350
     assert RouterSpec(block_tokens=1, bytes_per_token=0.1).block_bytes == 1
+
+
+def test_a_fallback_is_a_rule_for_prompts_that_nobody_holds():
+    with pytest.raises(UserError, match=r"^router\.fallback must be power_of_two or least_tokens, got prefix"):
+        RouterSpec(fallback=RouterPolicy.prefix)
