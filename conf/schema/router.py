@@ -49,7 +49,7 @@ class RouterSpec:
     imbalance_slack_tokens: int = 8192
     """Waiting tokens beyond the bound that count as balanced: a long prompt or two."""
     max_blocks: int = 1_000_000
-    """Blocks that are remembered of all replicas together; some 250 bytes each."""
+    """Blocks that are remembered of all replicas together; some 220 bytes each, where one replica holds them."""
     max_sessions: int = 100_000
     """Sessions whose last replica is remembered."""
     stale_after_s: float = 900.0
