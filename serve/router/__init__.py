@@ -1,0 +1,1 @@
+"""Which replica answers a request: decided from prefixes and load, without Ray."""
