@@ -219,11 +219,12 @@ def _greeting(plan: ServicePlan, seconds: float) -> str:
     if plan.job.task is not Task.generate:
         path, ask = "embeddings", {"input": "Hello"}
     body = json.dumps({"model": model.name, **ask})
+    key = "" if plan.job.access.open else '-H "Authorization: Bearer $KEY" '
     lines = [
         f"manta serve: ready after {seconds:.0f} s at {plan.url}/v1",
         f"  models  {', '.join([model.name, *model.adapters])}; {plan.max_model_len:,} tokens of context",
         f"  logs    {plan.logs}",
-        f"  try     curl {plan.url}/v1/{path} -H 'Content-Type: application/json' -d '{body}'",
+        f"  try     curl {plan.url}/v1/{path} {key}-H 'Content-Type: application/json' -d '{body}'",
         "Ctrl-C drains and stops.",
     ]
     return "\n".join(lines)

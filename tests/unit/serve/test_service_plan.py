@@ -22,7 +22,7 @@ def free_port() -> int:
 
 
 def plan(*words: str) -> ServicePlan:
-    return make_plan(entry.compose("serve", "model=demo", f"deployment.port={free_port()}", *words))
+    return make_plan(entry.compose("serve", "model=demo", "access.open=true", f"deployment.port={free_port()}", *words))
 
 
 @pytest.mark.parametrize(
