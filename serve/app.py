@@ -215,16 +215,20 @@ def _stop(job: ServeJob) -> None:
 
 def _greeting(plan: ServicePlan, seconds: float) -> str:
     model = plan.job.model
-    path, ask = "chat/completions", {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32}
-    if plan.job.task is not Task.generate:
-        path, ask = "embeddings", {"input": "Hello"}
+    chat = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32}
+    path, ask = {
+        Task.generate: ("v1/chat/completions", chat),
+        Task.embed: ("v1/embeddings", {"input": "Hello"}),
+        Task.classify: ("classify", {"input": "Hello"}),
+        Task.score: ("v1/score", {"text_1": "Hello", "text_2": "Hi"}),
+    }[plan.job.task]
     body = json.dumps({"model": model.name, **ask})
     key = "" if plan.job.access.open else '-H "Authorization: Bearer $KEY" '
     lines = [
         f"manta serve: ready after {seconds:.0f} s at {plan.url}/v1",
         f"  models  {', '.join([model.name, *model.adapters])}; {plan.max_model_len:,} tokens of context",
         f"  logs    {plan.logs}",
-        f"  try     curl {plan.url}/v1/{path} {key}-H 'Content-Type: application/json' -d '{body}'",
+        f"  try     curl {plan.url}/{path} {key}-H 'Content-Type: application/json' -d '{body}'",
         "Ctrl-C drains and stops.",
     ]
     return "\n".join(lines)

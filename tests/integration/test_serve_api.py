@@ -238,6 +238,14 @@ def test_scripts_of_other_pages_are_not_let_in(service: Service):
     assert "access-control-allow-origin" not in answer.headers
 
 
+def test_an_equal_request_is_answered_from_the_cache(service: Service):
+    ask = {"model": "demo", "prompt": "My parcel never came.", "max_tokens": 12, "temperature": 0}
+    first, again = (httpx.post(f"{service.url}/v1/completions", json=ask, timeout=120) for _ in range(2))
+    assert [answer.headers["x-manta-cache"] for answer in (first, again)] == ["miss", "hit"]
+    assert first.json()["choices"] == again.json()["choices"]
+    assert first.json()["id"] != again.json()["id"]
+
+
 def test_a_client_that_leaves_frees_the_engine(service: Service):
     long = {"model": "demo", "prompt": "x", "max_tokens": 1000, "ignore_eos": True}
     begun = time.monotonic()

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conf import entry
+from conf.errors import UserError
 from serve.middleware.answer import ASGIApp
 from serve.middleware.routes import EXPOSED, Routes
 from serve.middleware.stack import middleware_of, wrapped
