@@ -101,9 +101,9 @@ async def test_layers_lie_around_the_app_the_first_one_outermost():
 def test_a_service_asks_who_is_there_and_remembers_its_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MANTA_HOME", str(tmp_path))
     monkeypatch.delenv("MANTA_API_KEYS", raising=False)
-    with pytest.raises(UserError, match="^there are no API keys in .*manta keys add NAME"):
+    with pytest.raises(UserError, match=r"^there are no API keys in .*manta keys add NAME"):
         middleware_of(entry.compose("serve", "model=demo"), "1")
-    with pytest.raises(UserError, match="^access.open=true needs deployment.host"):
+    with pytest.raises(UserError, match=r"^access.open=true needs deployment.host"):
         middleware_of(entry.compose("serve", "model=demo", "access.open=true", "deployment.host=0.0.0.0"), "1")
     monkeypatch.setenv("MANTA_API_KEYS", "secret")
     layers = middleware_of(entry.compose("serve", "model=demo", "cache=off"), "1")
