@@ -51,14 +51,16 @@ def test_every_group_and_every_field_is_offered_and_nothing_else():
     offered = candidates("manta batch ")
     values = {name for name, of in get_type_hints(BatchJob).items() if not is_dataclass(of)}
     assert values == {"task", "dry_run"}
-    assert {word for word in offered if word.endswith("=")} == {f"{name}=" for name in {*entry.groups(), *values}}
+    assert {word for word in offered if word.endswith("=")} == {
+        f"{name}=" for name in {*entry.groups("batch"), *values}
+    }
     nodes = {item.name for item in fields(BatchJob)} - values
     assert {word for word in offered if not word.endswith("=")} == {f"{name}." for name in nodes}
 
 
-@pytest.mark.parametrize("group", entry.groups())
-def test_every_option_of_a_group_is_offered(group: str):
-    assert candidates(f"manta batch {group}=") == [f"{group}={option}" for option in entry.options(group)]
+@pytest.mark.parametrize("verb,group", [(verb, group) for verb in ("batch", "serve") for group in entry.groups(verb)])
+def test_every_option_of_a_group_is_offered(verb: str, group: str):
+    assert candidates(f"manta {verb} {group}=") == [f"{group}={option}" for option in entry.options(group)]
 
 
 def test_keys_are_those_of_the_job():

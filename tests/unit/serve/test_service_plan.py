@@ -88,7 +88,7 @@ def test_a_port_in_use_is_named():
 
 
 def test_a_model_without_a_name_is_called_like_its_folder(demo_model: Path):
-    job = entry.compose("serve", f"model.path={demo_model}/", f"deployment.port={free_port()}")
+    job = entry.compose("serve", f"model.path={demo_model}/", "access.open=true", f"deployment.port={free_port()}")
     assert make_plan(job).job.model.name == "model"
     assert entry.compose("serve", f"model.path={demo_model}", "model.name=x").model.name == "x"
 
@@ -103,7 +103,10 @@ def test_paths_are_absolute_for_workers_elsewhere(demo_model: Path, monkeypatch:
 @pytest.mark.parametrize(
     "host,url", [("0.0.0.0", "http://127.0.0.1:9"), ("::", "http://[::1]:9"), ("10.1.2.3", "http://10.1.2.3:9")]
 )
-def test_the_url_is_one_that_this_machine_reaches(host: str, url: str, demo_model: Path):
+def test_the_url_is_one_that_this_machine_reaches(
+    host: str, url: str, demo_model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MANTA_API_KEYS", "secret")
     job = entry.compose(
         "serve", f"model.path={demo_model}", f"deployment.host={host}", "deployment.port=9", "cluster=existing"
     )
