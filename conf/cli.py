@@ -6,6 +6,7 @@ Exit codes: 0 done (manta serve: drained after Ctrl-C), 1 our fault, 2 the user'
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -129,8 +130,16 @@ def _version() -> str:
 
 
 def entrypoint() -> None:
-    """What the `manta` script calls."""
-    sys.exit(main())
+    """What the `manta` script calls. Does not return."""
+    code = main()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BrokenPipeError:
+        code = 141
+    # all is written by now. Libraries' threads may end a process that takes them down one by one with a code of their
+    # own: an inspect ended so with SIGABRT, "terminate called without an active exception" (pyarrow 26)
+    os._exit(code)
 
 
 if __name__ == "__main__":
