@@ -18,8 +18,9 @@ from conf.schema.engine import Device, EngineSpec
 from conf.schema.model import ModelSpec
 from conf.schema.task import Task
 from serve.engine.errors import EngineDead
-from serve.engine.vllm.arguments import engine_arguments, set_environment, with_objects
+from serve.engine.vllm.arguments import engine_arguments, set_environment
 from serve.engine.vllm.core_process import prepare_core_process
+from serve.engine.vllm.llm import on_outputs, start_llm
 
 
 class VllmApi:
@@ -31,18 +32,10 @@ class VllmApi:
         self.app = app
         self._hang_timeout_s = hang_timeout_s
         self._moved_at = time.monotonic()
-        self._note_moves()
+        on_outputs(llm, self._note_move)
 
-    def _note_moves(self) -> None:
-        """Notes when something comes from the engine's process."""
-        processor = self._llm.output_processor
-        process = processor.process_outputs
-
-        def noted(*args: Any, **options: Any) -> Any:
-            self._moved_at = time.monotonic()
-            return process(*args, **options)
-
-        processor.process_outputs = noted
+    def _note_move(self) -> None:
+        self._moved_at = time.monotonic()
 
     async def check(self) -> None:
         """Returns when the engine lives and does not hang. To be called now and then: idle time is no hang.
@@ -95,16 +88,10 @@ async def start_api(
     set_environment(spec, device, share)
     try:
         prepare_core_process()
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
-
         # who waits for an answer goes before what runs in bulk: the requests say which they are
         own = {"served_model_name": [model.name], "scheduling_policy": "priority"}
         arguments = {**own, **engine_arguments(model, spec, device, task)}
-        llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**with_objects(arguments)))
-        if arguments["pipeline_parallel_size"] > 1 and arguments.get("enforce_eager"):
-            # in eager mode the CPU runner allocates the later ranks' intermediate tensors only here
-            await llm.collective_rpc("execute_dummy_batch")
+        llm = await start_llm(arguments)
         app = await _build(llm, _namespace(model, arguments, options, llm), exposed)
     except Exception as error:
         raise EngineDead(f"vLLM did not start: {type(error).__name__}: {error}") from error

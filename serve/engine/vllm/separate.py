@@ -11,9 +11,9 @@ from conf.schema.task import Task
 from serve.engine.errors import EngineDead, RequestRejected
 from serve.engine.in_flight import InFlight
 from serve.engine.protocol import EngineStats, Outcome, Request
-from serve.engine.vllm.arguments import with_objects
 from serve.engine.vllm.core_process import prepare_core_process
 from serve.engine.vllm.grammar import has_grammar
+from serve.engine.vllm.llm import on_outputs, start_llm
 from serve.engine.vllm.outcomes import cosine, outcome, rejected, request_errors
 from serve.engine.vllm.questions import Questions
 
@@ -35,34 +35,23 @@ class SeparateVllm:
         """
         began = time.monotonic()
         prepare_core_process()
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
+        import vllm.v1.engine.async_llm  # noqa: F401 - most of the import, timed apart from the load
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         self._dead_error, self._generate_error = EngineDeadError, EngineGenerateError
         self._request_errors = request_errors()
         imported = time.monotonic()
-        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**with_objects(arguments)))
-        if arguments["pipeline_parallel_size"] > 1 and arguments.get("enforce_eager"):
-            await self._llm.collective_rpc("execute_dummy_batch")
+        self._llm = await start_llm(arguments)
         tasks = await self._llm.get_supported_tasks()
         self._questions.bind(self._llm.model_config, self._llm.get_tokenizer(), tasks)
         for adapter in self._questions.adapters():
             await self._llm.add_lora(adapter)  # a broken one fails the start; at a request it would end the engine
-        self._count_steps()
+        on_outputs(self._llm, self._count_step)
         self._stats.start_s |= {"import": imported - began, "load": time.monotonic() - imported}
         self._stats.max_model_len = self._llm.model_config.max_model_len
 
-    def _count_steps(self) -> None:
-        """Counts what comes from the engine's process: answers themselves may be minutes apart."""
-        processor: Any = self._llm.output_processor
-        process = processor.process_outputs
-
-        def counted(*args: Any, **options: Any) -> Any:
-            self._stats.steps += 1
-            return process(*args, **options)
-
-        processor.process_outputs = counted
+    def _count_step(self) -> None:
+        self._stats.steps += 1
 
     def generate(self, requests: Iterable[Request], exclusive: bool = False) -> AsyncIterator[Outcome]:
         """See `Engine.generate`."""

@@ -1,0 +1,36 @@
+"""An AsyncLLM, started the same way for batch jobs and for services."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from serve.engine.vllm.arguments import with_objects
+
+
+async def start_llm(arguments: Mapping[str, Any]) -> Any:
+    """Starts vLLM's AsyncLLM; `prepare_core_process` comes before.
+
+    Raises:
+        Exception: what vLLM raises when it does not start.
+    """
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**with_objects(dict(arguments))))
+    if arguments["pipeline_parallel_size"] > 1 and arguments.get("enforce_eager"):
+        # in eager mode the CPU runner allocates the later ranks' intermediate tensors only here
+        await llm.collective_rpc("execute_dummy_batch")
+    return llm
+
+
+def on_outputs(llm: Any, note: Callable[[], None]) -> None:
+    """Calls ``note`` whenever something comes from the engine's process: answers themselves may be minutes apart."""
+    processor = llm.output_processor
+    process = processor.process_outputs
+
+    def noted(*args: Any, **options: Any) -> Any:
+        note()
+        return process(*args, **options)
+
+    processor.process_outputs = noted
