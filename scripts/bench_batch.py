@@ -129,14 +129,14 @@ def measure(contender: Contender, task: Task, args: argparse.Namespace, facts: d
     search_path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**task.environment, "PYTHONPATH": search_path, "RAY_USAGE_STATS_ENABLED": "0"}
     words = [str(SCRIPTS / "bench_runners.py"), str(task_file)]
-    output, wall_s, peak = run_measured(words, environment, args.timeout_s)
+    output, process = run_measured(words, environment, args.timeout_s)
     line = next(line for line in output.splitlines() if line.startswith("RESULT "))  # vLLM prints there too
     results = json.loads(line.removeprefix("RESULT "))
     together = sum(result["inference_s"] for result in results)
     measured = []
     for result in results:
         check_work(result, facts)
-        own = {"process_wall_s": wall_s - together + result["inference_s"], "peak_bytes": peak}
+        own = process | {"process_wall_s": process["process_wall_s"] - together + result["inference_s"]}
         measured.append({"contender": contender.name, **with_rates(result), **own})
     return measured
 

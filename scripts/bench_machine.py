@@ -46,11 +46,16 @@ def machine() -> dict[str, Any]:
 def wait_for_gpus() -> None:
     """Returns once what ran before has left the GPUs, or does not within a minute."""
     deadline = time.monotonic() + FREE_WITHIN_S
-    while any(int(used) > FREE_GPU_MIB for used in gpus("memory.used")) and time.monotonic() < deadline:
+    while any(used > FREE_GPU_MIB for used in used_mib()) and time.monotonic() < deadline:
         time.sleep(1.0)
 
 
-def run_measured(words: list[str], environment: dict[str, str], timeout_s: float) -> tuple[str, float, int]:
+def used_mib() -> list[int]:
+    """Returns how much of each GPU is in use."""
+    return [int(used) for used in gpus("memory.used") if used.isdigit()]
+
+
+def run_measured(words: list[str], environment: dict[str, str], timeout_s: float) -> tuple[str, dict[str, float]]:
     """Runs a Python script to its end.
 
     Args:
@@ -59,7 +64,7 @@ def run_measured(words: list[str], environment: dict[str, str], timeout_s: float
         timeout_s: after that, it and all below it are ended.
 
     Returns:
-        What it printed, its seconds, and the peak memory in bytes of it and all below it.
+        What it printed; its seconds, and the peak memory in bytes of it and all below it and of the fullest GPU.
 
     Raises:
         RuntimeError: when it fails or takes too long, with the end of what it said.
@@ -71,7 +76,7 @@ def run_measured(words: list[str], environment: dict[str, str], timeout_s: float
         process = subprocess.Popen(
             [sys.executable, *words], stdout=output, stderr=errors, env={**os.environ, **environment}
         )
-        watch = MemoryWatch(process.pid)
+        watch = MemoryWatch(process.pid, used_mib)
         cause = None
         try:
             if process.wait(timeout_s):
@@ -82,13 +87,14 @@ def run_measured(words: list[str], environment: dict[str, str], timeout_s: float
             if process.poll() is None:
                 end_all(process.pid)
                 process.wait()
-            peak = watch.end()
+            watch.end()
         wall_s = time.time() - began
         if cause is not None:
             errors.seek(0)
             raise RuntimeError(f"{cause}: {errors.read()[-3000:]}")
         output.seek(0)
-        return output.read(), wall_s, peak
+        peaks = {"peak_bytes": watch.peak_bytes, "peak_gpu_bytes": watch.peak_gpu_bytes}
+        return output.read(), {"process_wall_s": wall_s, **peaks}
 
 
 def end_all(pid: int) -> None:

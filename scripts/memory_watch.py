@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import psutil
 
 
 class MemoryWatch:
-    """The peak memory of a process and all below it, in bytes."""
+    """The peak memory of a process and all below it, and of the GPUs, in bytes."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, gpu_mib: Callable[[], list[int]] = list) -> None:
+        """Args are the process, and what says how much each GPU has in use, in MiB."""
         self.peak_bytes = 0
+        self.peak_gpu_bytes = 0
+        """Of the fullest GPU, whoever takes it."""
+        self._gpu_mib = gpu_mib
         self._pid = pid
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -36,3 +41,4 @@ class MemoryWatch:
             except psutil.Error:
                 return
             self.peak_bytes = max(self.peak_bytes, total)
+            self.peak_gpu_bytes = max(self.peak_gpu_bytes, *(mib << 20 for mib in self._gpu_mib()), 0)
