@@ -135,9 +135,10 @@ def test_what_is_not_the_default_was_set():
 
 def test_the_page_says_how_to_run_it_so():
     f = forecast(sample(rows=64, total_rows=9_000))
-    words = words_for(f.shape, EngineSpec())
+    own = EngineSpec(max_num_seqs=16)
+    words = words_for(f.shape, own)
     assert f"engine.max_num_seqs={f.shape.max_num_seqs}" in words
-    text = page(f, EngineSpec(), 0.5)
+    text = page(f, own, 0.5)
     assert " ".join(words) in text
     assert "64 looked at" in text
     json.dumps(f.plain(), allow_nan=False)
