@@ -39,19 +39,14 @@ def encode(body: dict[str, Any], shape: Shape) -> bytes:
 def _write(builder: flatbuffers.Builder, shape: Shape, fitted: dict[str, Any]) -> int:
     """Returns the table's place; what a table refers to must be written before it."""
     held = [(field, fitted[field.name]) for field in shape.fields if field.name in fitted]
-    places = [value if _is_inline(field) else _put(builder, field, value) for field, value in held]
+    places = [value if field.is_inline else _put(builder, field, value) for field, value in held]
     builder.StartObject(len(shape.fields))
     for (field, _), place in zip(held, places, strict=True):
-        if _is_inline(field):
+        if field.is_inline:
             getattr(builder, _SLOTS[field.kind])(field.number - 1, place, None)
         else:
             builder.PrependUOffsetTRelativeSlot(field.number - 1, place, 0)
     return builder.EndObject()
-
-
-def _is_inline(field: Field) -> bool:
-    """Whether the value lies in the table itself."""
-    return field.kind in _SCALARS and not field.is_list
 
 
 def _put(builder: flatbuffers.Builder, field: Field, value: Any) -> int:
@@ -115,7 +110,7 @@ class _Reader:
                 yield field, self._value(place + offset, field)
 
     def _value(self, place: int, field: Field) -> Any:
-        if _is_inline(field):
+        if field.is_inline:
             return self.at(_SCALARS[field.kind], place)
         place += self.at(_U32, place)
         inner = field.shape

@@ -10,13 +10,14 @@ import binascii
 import math
 from array import array
 from base64 import b64decode
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import msgspec
+import numpy as np
 from google.protobuf.descriptor import FieldDescriptor
 
 from serve.wire import api_pb2
@@ -24,6 +25,9 @@ from serve.wire import api_pb2
 _KEYS = {"prompt_ids": "prompt", "input_ids": "input", "stop_token": "stop_reason"}
 """Fields named otherwise than in JSON; those that end in _texts and _json are named by their beginnings."""
 _EXTRA = "extra_json"
+_MAX_SINGLE = 3.4028234663852886e38
+
+Take = Callable[[Any], Any]
 
 
 class Malformed(ValueError):
@@ -55,6 +59,8 @@ class Field:
     is_list: bool
     shape: Shape | None
     """Of the message in it."""
+    is_inline: bool
+    """Whether a table holds the value itself, not where it is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -63,8 +69,8 @@ class Shape:
 
     name: str
     fields: tuple[Field, ...]
-    by_key: dict[str, tuple[Field, ...]]
-    """What can take a JSON value, the likeliest first."""
+    takers: dict[str, tuple[tuple[str, Take], ...]]
+    """For each JSON name the fields that can hold its values, the likeliest first, and how."""
 
 
 @cache
@@ -75,22 +81,24 @@ def shape_of(name: str) -> Shape:
         KeyError: when api.proto has none of that name.
     """
     fields = tuple(_field(field) for field in api_pb2.DESCRIPTOR.message_types_by_name[name].fields)
-    by_key: dict[str, tuple[Field, ...]] = {}
+    takers: dict[str, tuple[tuple[str, Take], ...]] = {}
     for field in fields:
         if field.name != _EXTRA:
-            by_key[field.key] = (*by_key.get(field.key, ()), field)
-    return Shape(name=name, fields=fields, by_key=by_key)
+            takers[field.key] = (*takers.get(field.key, ()), (field.name, _taker(field)))
+    return Shape(name=name, fields=fields, takers=takers)
 
 
 def _field(field: Any) -> Field:
     is_json = field.name.endswith("_json") and field.name != _EXTRA
+    kind = Kind.json if is_json else Kind(field.type)
     return Field(
         name=field.name,
         number=field.number,
         key=_KEYS.get(field.name) or (field.name.removesuffix("_json").removesuffix("_texts")),
-        kind=Kind.json if is_json else Kind(field.type),
+        kind=kind,
         is_list=field.is_repeated,
         shape=field.message_type and shape_of(field.message_type.name),
+        is_inline=not field.is_repeated and kind not in (Kind.text, Kind.json, Kind.message),
     )
 
 
@@ -102,12 +110,13 @@ def fit(shape: Shape, body: dict[str, Any]) -> dict[str, Any]:
     """
     fitted: dict[str, Any] = {}
     extra: dict[str, Any] = {}
+    takers = shape.takers
     for key, value in body.items():
         if value is None or value == []:
             continue
-        for field in shape.by_key.get(key, ()):
-            if (taken := _take(field, value)) is not None:
-                fitted[field.name] = taken
+        for name, take in takers.get(key, ()):
+            if (taken := take(value)) is not None:
+                fitted[name] = taken
                 break
         else:
             extra[key] = value
@@ -162,7 +171,7 @@ def singles(value: Any) -> array | None:
     Returns:
         Null where they are neither, or some are not finite.
     """
-    if type(value) is str:
+    if type(value) is str and value:
         try:
             numbers = array("f", b64decode(value, validate=True))
         except (binascii.Error, ValueError):
@@ -174,53 +183,77 @@ def singles(value: Any) -> array | None:
             return None
     else:
         return None
-    return numbers if math.isfinite(sum(numbers)) else None
+    return numbers if np.isfinite(np.frombuffer(numbers, np.float32)).all() else None
 
 
-def _take(field: Field, value: Any) -> Any:
-    """Returns what the field holds of a value; null where it cannot hold it."""
-    kind = field.kind
-    if field.is_list:
-        return singles(value) if kind is Kind.single else _take_list(field, value) if type(value) is list else None
-    match kind:
-        case Kind.text:
-            return value if type(value) is str else None
-        case Kind.message:
-            return _take_message(field.shape, value) if type(value) is dict else None
-        case Kind.truth:
-            return value if type(value) is bool else None
-        case Kind.int64 | Kind.int32:
-            limit = 2**63 if kind is Kind.int64 else 2**31
-            return value if type(value) is int and -limit <= value < limit else None
-        case Kind.single:
-            numbers = singles([value])
-            return None if numbers is None else numbers[0]
-        case Kind.double:
-            is_exact = type(value) is float or (type(value) is int and abs(value) <= 2**53)
-            return float(value) if is_exact else None
-        case Kind.json:
-            return msgspec.json.encode(value).decode()
+def _taker(field: Field) -> Take:
+    """Returns what makes of a JSON value what the field holds; null where it cannot hold it."""
+    inner = field.shape
+    if inner is not None:
+        take = _pairs if inner.name == "Pairs" else partial(_message, inner)
+        return partial(_messages, take) if field.is_list else take
+    return (_LISTS if field.is_list else _SCALARS)[field.kind]
 
 
-def _take_list(field: Field, values: list[Any]) -> Any:
-    types = {*map(type, values)}
-    match field.kind:
-        case Kind.text:
-            return values if types == {str} else None
-        case Kind.int32:
-            is_held = types == {int} and min(values) >= -(2**31) and max(values) < 2**31
-            return array("i", values) if is_held else None
-        case _:
-            taken = [_take_message(field.shape, value) for value in values] if types == {dict} else [None]
-            return None if None in taken else taken
+def _message(shape: Shape, value: Any) -> dict[str, Any] | None:
+    return fit(shape, value) if type(value) is dict else None
 
 
-def _take_message(shape: Shape | None, value: dict[str, Any]) -> dict[str, Any] | None:
-    assert shape is not None
-    if shape.name != "Pairs":
-        return fit(shape, value)
-    numbers = singles(list(value.values()))
+def _messages(take: Take, value: Any) -> list[dict[str, Any]] | None:
+    if type(value) is not list:
+        return None
+    taken = [take(item) for item in value]
+    return None if None in taken else taken
+
+
+def _pairs(value: Any) -> dict[str, Any] | None:
+    numbers = singles(list(value.values())) if type(value) is dict else None
     return None if numbers is None else {"keys": list(value), "values": numbers}
+
+
+def _text(value: Any) -> str | None:
+    return value if type(value) is str else None
+
+
+def _truth(value: Any) -> bool | None:
+    return value if type(value) is bool else None
+
+
+def _int64(value: Any) -> int | None:
+    return value if type(value) is int and -(2**63) <= value < 2**63 else None
+
+
+def _single(value: Any) -> float | None:
+    return value if type(value) is float and abs(value) <= _MAX_SINGLE else None
+
+
+def _double(value: Any) -> float | None:
+    is_exact = type(value) is float or (type(value) is int and abs(value) <= 2**53)
+    return float(value) if is_exact else None
+
+
+def _any(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _texts(value: Any) -> list[str] | None:
+    return value if type(value) is list and {*map(type, value)} == {str} else None
+
+
+def _int32s(value: Any) -> array | None:
+    is_held = type(value) is list and {*map(type, value)} == {int} and -(2**31) <= min(value) <= max(value) < 2**31
+    return array("i", value) if is_held else None
+
+
+_SCALARS: dict[Kind, Take] = {
+    Kind.text: _text,
+    Kind.truth: _truth,
+    Kind.int64: _int64,
+    Kind.single: _single,
+    Kind.double: _double,
+    Kind.json: _any,
+}
+_LISTS: dict[Kind, Take] = {Kind.text: _texts, Kind.int32: _int32s, Kind.single: singles}
 
 
 def _parse(text: str) -> Any:
