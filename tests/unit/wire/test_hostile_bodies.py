@@ -18,7 +18,7 @@ from serve.wire import api_generated, api_pb2, flatbuffer, protobuf
 from serve.wire.formats import EMBEDDINGS, Format, read
 from serve.wire.shape import Malformed, shape_of
 
-PATHS = {format: "/v1/chat/completions" for format in Format} | {Format.arrow: EMBEDDINGS}
+PATHS = dict.fromkeys(Format, "/v1/chat/completions") | {Format.arrow: EMBEDDINGS}
 FORMATS = [format for format in Format if format is not Format.json]
 MAX_BYTES = 1 << 24
 
