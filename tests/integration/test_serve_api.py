@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import msgspec
 import openai
 import pytest
 from model_files import _make_adapter
 from services import Service, serving
 
 from serve.middleware.routes import EXPOSED
+from serve.wire import api_pb2, protobuf
+from serve.wire.shape import shape_of
 
 pytestmark = pytest.mark.timeout(300)
 TICKET = "My laptop does not turn on. Order 4711."
@@ -244,6 +247,26 @@ def test_an_equal_request_is_answered_from_the_cache(service: Service):
     assert [answer.headers["x-manta-cache"] for answer in (first, again)] == ["miss", "hit"]
     assert first.json()["choices"] == again.json()["choices"]
     assert first.json()["id"] != again.json()["id"]
+
+
+@pytest.mark.parametrize("kind", ["application/msgpack", "application/x-protobuf"])
+def test_other_formats_say_what_json_says(service: Service, kind: str):
+    ask = {"model": "demo", "messages": MESSAGES, "max_tokens": 8, "temperature": 0, "logprobs": True}
+    shape, url = shape_of("ChatCompletionRequest"), f"{service.url}/v1/chat/completions"
+    raw = msgspec.msgpack.encode(ask) if kind.endswith("msgpack") else protobuf.encode(ask, shape)
+    plain = httpx.post(url, json=ask, timeout=120).json()
+    answer = httpx.post(url, content=raw, headers={"content-type": kind, "accept": kind}, timeout=120)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, kind)
+    if kind.endswith("msgpack"):
+        body = msgspec.msgpack.decode(answer.content)
+        assert body["choices"][0]["message"] == plain["choices"][0]["message"]
+        assert body["usage"]["total_tokens"] == plain["usage"]["total_tokens"]
+        return
+    message = api_pb2.ChatCompletion.FromString(answer.content)
+    assert message.choices[0].message.content == plain["choices"][0]["message"]["content"]
+    assert message.usage.total_tokens == plain["usage"]["total_tokens"]
+    tokens = plain["choices"][0]["logprobs"]["content"]
+    assert [item.logprob for item in message.choices[0].logprobs.content] == [item["logprob"] for item in tokens]
 
 
 def test_a_client_that_leaves_frees_the_engine(service: Service):
