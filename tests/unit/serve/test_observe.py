@@ -299,6 +299,27 @@ async def test_probes_are_counted_and_not_written_down_while_all_is_well(tmp_pat
     assert seen.value("manta_requests_total") == 3
 
 
+def test_a_full_file_is_replaced_and_the_oldest_one_goes(tmp_path: Path):
+    log = RequestLog(tmp_path / "requests", max_bytes=300)
+    for number in range(40):
+        log.write(Record(time="", request_id=f"{number:02}", method="GET", path="/", status=200, duration_ms=1))
+    files = sorted(tmp_path.iterdir())
+    assert [file.name for file in files] == ["requests", "requests.1", "requests.2", "requests.3"]
+    assert all(file.stat().st_size <= 300 for file in files)
+    lines = b"".join(file.read_bytes() for file in reversed(files)).splitlines()
+    ids = [msgspec.json.decode(line, type=Record).request_id for line in lines]
+    assert ids == [f"{number:02}" for number in range(40 - len(ids), 40)]
+    again = RequestLog(tmp_path / "requests", max_bytes=1000)  # a replica that comes back goes on with its file
+    again.write(Record(time="", request_id="more", method="GET", path="/", status=200, duration_ms=1))
+    assert files[0].read_bytes().count(b"\n") > 1
+
+
+def test_a_disk_that_takes_nothing_costs_no_request(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    log = RequestLog(tmp_path / "gone" / "requests")
+    log.write(Record(time="", request_id="1", method="GET", path="/", status=200, duration_ms=1))
+    assert "cannot be logged" in caplog.text
+
+
 async def test_what_is_no_request_passes(tmp_path: Path):
     kinds: list[str] = []
 
