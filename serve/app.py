@@ -137,6 +137,8 @@ def _start_serve(plan: ServicePlan) -> None:
                 "env_vars": {
                     # an engine that hangs drains nothing: its requests would hold it for deployment.drain_s
                     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+                    # Ray kills a proxy that is not up within 5 s and starts another: on a busy machine for ever
+                    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
                     # the controller starts the proxies, and they inherit this
                     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": IMPORT_PATH,
                     TIMEOUT_VARIABLE: str(spec.request_timeout_s),

@@ -45,7 +45,7 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
 class RequestLog:
     """Appends records to a file, which is replaced when it is full.
 
-    Measured: a record costs 7 us here, 130 us with logging's RotatingFileHandler.
+    Measured: a record costs 3 us here, 79 us with logging's RotatingFileHandler.
     """
 
     def __init__(self, path: Path, max_bytes: int = MAX_BYTES) -> None:
