@@ -18,6 +18,7 @@ from conf.errors import UserError
 from conf.schema.engine import Device
 from conf.schema.serve import ServeJob
 from conf.schema.task import Task
+from serve.middleware.proxy import IMPORT_PATH, MARGIN_S, TIMEOUT_VARIABLE
 from serve.plan import ServicePlan, check_room, make_plan
 
 POLL_S = 0.25
@@ -130,9 +131,20 @@ def _start_serve(plan: ServicePlan) -> None:
     spec = plan.job.deployment
     rayserve.start(
         proxy_location="HeadOnly",
-        http_options={"host": spec.host, "port": spec.port, "request_timeout_s": spec.request_timeout_s},
-        # an engine that hangs drains nothing: its requests would hold it for deployment.drain_s
-        controller_options={"runtime_env": {"env_vars": {"RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1"}}},
+        http_options={"host": spec.host, "port": spec.port, "request_timeout_s": spec.request_timeout_s + MARGIN_S},
+        controller_options={
+            "runtime_env": {
+                "env_vars": {
+                    # an engine that hangs drains nothing: its requests would hold it for deployment.drain_s
+                    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+                    # Ray kills a proxy that is not up within 5 s and starts another: on a busy machine for ever
+                    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+                    # the controller starts the proxies, and they inherit this
+                    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": IMPORT_PATH,
+                    TIMEOUT_VARIABLE: str(spec.request_timeout_s),
+                }
+            }
+        },
     )
 
 

@@ -10,8 +10,13 @@ from conf.schema.serve import ServeJob
 from serve.engine.errors import EngineDead
 from serve.engine.vllm.api import VllmApi, start_api
 from serve.middleware.answer import ASGIApp
+from serve.middleware.observe import Observe
+from serve.middleware.record import RequestLog
 from serve.middleware.routes import EXPOSED, Routes
+from serve.middleware.scrape import Scrape
 from serve.middleware.stack import Layer, wrapped
+from serve.middleware.tally import Tally
+from serve.telemetry import Named, engine_families, gather, replica_name, request_log_path
 
 
 class Replica:
@@ -30,6 +35,7 @@ class Replica:
         self._share = share
         self._layers = layers
         self._api: VllmApi | None = None
+        self._tally = Tally([job.model.name, *job.model.adapters])
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Starts the engine and returns the app.
@@ -41,7 +47,16 @@ class Replica:
         self._api = await start_api(
             job.model, job.engine, self._device, self._share, job.task, job.deployment.vllm, EXPOSED
         )
-        return Routes(wrapped(self._api.app, self._layers), self._is_ready)
+        app = wrapped(Scrape(self._api.app, self._gather), self._layers)
+        log = RequestLog(request_log_path()) if job.deployment.log_requests else None
+        return Observe(Routes(app, self._is_ready), self._tally, log)
+
+    async def families(self) -> Named:
+        """This replica's name, and what it and its engine have counted; for whichever replica is scraped."""
+        return replica_name(), [*self._tally.families(), *engine_families()]
+
+    async def _gather(self) -> list[Named]:
+        return await gather("families", await self.families())
 
     async def check_health(self) -> None:
         """Ray Serve replaces the replica, with all of its engine's processes, where this fails three times.

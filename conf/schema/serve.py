@@ -32,11 +32,14 @@ class DeploymentSpec:
     max_queued_requests: int = 1024
     """Requests that wait for a replica at most; one more is refused with 503 and Retry-After."""
     request_timeout_s: float = 600.0
-    """A request that takes longer, waiting included, is ended with 408, and its engine freed."""
+    """A request that takes longer is ended with 504, or an error event in its stream, and its engine freed. With the
+    header X-Request-Timeout it gives itself less."""
     drain_s: float = 60.0
     """Seconds that requests in flight may take to end when the service stops or a replica leaves."""
     logs: str | None = None
     """The folder for logs; null is out/serve-NAME under the current folder."""
+    log_requests: bool = True
+    """Write a line of JSON for each request, without text of prompts, to a file in the folder for logs."""
     vllm: dict[str, Any] = field(default_factory=dict)
     """Passed to vLLM's API under vLLM's own names, such as enable_auto_tool_choice and tool_call_parser."""
 
@@ -51,8 +54,8 @@ class DeploymentSpec:
             raise UserError(f"deployment.max_ongoing_requests must be >= 1 or null, got {self.max_ongoing_requests}")
         if self.max_queued_requests < 0:
             raise UserError(f"deployment.max_queued_requests must be >= 0, got {self.max_queued_requests}")
-        if not self.request_timeout_s > 0:
-            raise UserError(f"deployment.request_timeout_s must be > 0, got {self.request_timeout_s}")
+        if not 0 < self.request_timeout_s < float("inf"):
+            raise UserError(f"deployment.request_timeout_s must be > 0 and finite, got {self.request_timeout_s}")
         if not self.drain_s >= 0:
             raise UserError(f"deployment.drain_s must be >= 0, got {self.drain_s}")
 

@@ -8,7 +8,7 @@ from conf.schema.access import AccessSpec
 from serve.middleware.answer import ASGIApp, Message, Receive, Refused, Scope, Send, refuse_with
 from serve.middleware.body import JSON, Gone, admit, read_body, replay
 from serve.middleware.header import media_type, with_length
-from serve.middleware.usage import UsageReader
+from serve.middleware.usage import UsageReader, reported_usage
 
 
 class Measure:
@@ -36,7 +36,7 @@ class Measure:
                 reader = UsageReader(media_type(message.get("headers", ())))
             elif message["type"] == "http.response.body" and reader is not None:
                 reader.feed(message.get("body", b""))
-                if not message.get("more_body", False) and (usage := reader.close()):
+                if not message.get("more_body", False) and (usage := reader.close() or reported_usage(scope)):
                     manta["usage"] = usage
             await send(message)
 

@@ -10,6 +10,7 @@ EXPOSED = frozenset(
     {
         "/health",
         "/ready",
+        "/metrics",
         "/openapi.json",
         "/v1/models",
         "/v1/chat/completions",

@@ -24,7 +24,8 @@ Layer = tuple[str, dict[str, Any]]
 
 
 def middleware_of(job: ServeJob, engine_version: str) -> list[Layer]:
-    """Returns the layers of a job, from the outside to the inside: access, response cache. `Routes` is around them.
+    """Returns the layers of a job, from the outside to the inside: access, deadline, response cache. Around them are
+    `Observe` and `Routes`.
 
     Args:
         job: the service; its paths are absolute.
@@ -41,6 +42,7 @@ def middleware_of(job: ServeJob, engine_version: str) -> list[Layer]:
     fingerprint = answer_fingerprint(job.model, job.engine, engine_version, job.deployment.vllm)
     return [
         ("serve.middleware.stack:make_access", {"spec": job.access, "keys": keys}),
+        ("serve.middleware.deadline:Deadline", {"timeout_s": job.deployment.request_timeout_s}),
         ("serve.middleware.cache:Cache", {"spec": job.cache, "fingerprint": fingerprint}),
     ]
 

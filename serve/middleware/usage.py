@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from serve.middleware.answer import Scope
+
 _MAX_KEPT_BYTES = 16 << 20
 """Of a response that is no stream; one that is longer keeps the estimate."""
 _MAX_EVENT_BYTES = 1 << 20
@@ -47,6 +49,18 @@ class _Answer(msgspec.Struct):
 
 
 _decoder = msgspec.json.Decoder(_Answer)
+
+
+def reported_usage(scope: Scope) -> Usage | None:
+    """Returns what vLLM leaves beside an answer that it has finished, for streams whose client asks for no usage.
+
+    Source: vllm/entrypoints/openai/ (0.26-0.32), ``raw_request.state.request_metadata.final_usage_info``.
+    """
+    info = getattr((scope.get("state") or {}).get("request_metadata"), "final_usage_info", None)
+    prompt, completion = (getattr(info, name, None) for name in ("prompt_tokens", "completion_tokens"))
+    if not isinstance(prompt, int):
+        return None
+    return Usage(prompt_tokens=prompt, completion_tokens=completion if isinstance(completion, int) else 0)
 
 
 class UsageReader:

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(300)
 TICKET = "My laptop does not turn on. Order 4711."
 MESSAGES = [{"role": "user", "content": TICKET}]
 CLOSED = [
-    "/metrics",
+    "/metrics/",
     "/load",
     "/version",
     "/docs",

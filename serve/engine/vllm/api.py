@@ -91,6 +91,7 @@ async def start_api(
         # who waits for an answer goes before what runs in bulk: the requests say which they are
         own = {"served_model_name": [model.name], "scheduling_policy": "priority"}
         arguments = {**own, **engine_arguments(model, spec, device, task)}
+        arguments["disable_log_stats"] = spec.vllm.get("disable_log_stats", False)  # metrics are made of them
         llm = await start_llm(arguments)
         app = await _build(llm, _namespace(model, arguments, options, llm), exposed)
     except Exception as error:

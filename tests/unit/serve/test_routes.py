@@ -52,6 +52,7 @@ def test_what_is_exposed_is_this_and_no_more():
         "/classify",
         "/detokenize",
         "/health",
+        "/metrics",
         "/openapi.json",
         "/ready",
         "/tokenize",
@@ -72,7 +73,9 @@ async def test_an_exposed_path_reaches_the_app(path: str):
     assert (await ask(routes(), path))[0]["type"] == "reached"
 
 
-@pytest.mark.parametrize("path", ["", "/", "/metrics", "/v1/models/", "/v1/models/../sleep", "/V1/models", "/health/x"])
+@pytest.mark.parametrize(
+    "path", ["", "/", "/metrics/", "/v1/models/", "/v1/models/../sleep", "/V1/models", "/health/x"]
+)
 async def test_another_path_is_404_in_openai_s_shape(path: str):
     start, body = await ask(routes(), path)
     assert start["status"] == 404
@@ -107,6 +110,6 @@ def test_a_service_asks_who_is_there_and_remembers_its_answers(tmp_path: Path, m
         middleware_of(entry.compose("serve", "model=demo", "access.open=true", "deployment.host=0.0.0.0"), "1")
     monkeypatch.setenv("MANTA_API_KEYS", "secret")
     layers = middleware_of(entry.compose("serve", "model=demo", "cache=off"), "1")
-    assert [path.split(":")[1] for path, _ in layers] == ["make_access", "Cache"]
+    assert [path.split(":")[1] for path, _ in layers] == ["make_access", "Deadline", "Cache"]
     assert "secret" not in repr(layers)
     wrapped(Echo(), layers)

@@ -1,0 +1,108 @@
+"""What a replica counts of its requests, for Prometheus."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import Metric
+
+from serve.middleware.record import Record
+from serve.middleware.routes import EXPOSED
+
+OTHER = "other"
+"""The label of what a client made up: a path, a model, a cause that there is none of."""
+MAX_CAUSES = 64
+_CAUSE = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_TTFT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 12.0, 30.0, 60.0)
+_TPOT_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.4, 1.0)
+_DURATION_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
+
+
+class Tally:
+    """Counts in a registry of its own. Labels have few values: routes, models, names of keys, classes of status."""
+
+    def __init__(self, models: Collection[str]) -> None:
+        """Args: the names that the service has models under."""
+        self._models = frozenset(models)
+        self._causes: set[str] = set()
+        self._registry = registry = CollectorRegistry(auto_describe=False)
+        self.in_flight = Gauge("manta_requests_in_flight", "Requests that the replica holds.", registry=registry)
+        self._requests = Counter(
+            "manta_requests", "Requests that have ended.", ("route", "status", "key"), registry=registry
+        )
+        self._refused = Counter("manta_refused", "Requests without their answer.", ("cause", "key"), registry=registry)
+        self._duration = Histogram(
+            "manta_request_duration_seconds",
+            "From a request to the end of its answer.",
+            ("route", "model"),
+            buckets=_DURATION_S,
+            registry=registry,
+        )
+        self._ttft = Histogram(
+            "manta_time_to_first_token_seconds",
+            "From a request to the first token of its stream.",
+            ("model", "key"),
+            buckets=_TTFT_S,
+            registry=registry,
+        )
+        self._tpot = Histogram(
+            "manta_time_per_output_token_seconds",
+            "Of a stream, from its first token to its end, for each of the others.",
+            ("model", "key"),
+            buckets=_TPOT_S,
+            registry=registry,
+        )
+        self._prompt = Counter("manta_prompt_tokens", "Tokens that came in.", ("model", "key"), registry=registry)
+        self._completion = Counter(
+            "manta_completion_tokens", "Tokens that went out.", ("model", "key"), registry=registry
+        )
+        self._cache = Counter(
+            "manta_cache_answers", "Answers by what the response cache did.", ("outcome",), registry=registry
+        )
+
+    def route(self, path: str) -> str:
+        """Returns the label of a path."""
+        return path if path in EXPOSED else OTHER
+
+    def model(self, name: object) -> str | None:
+        """Returns the label of what a request names as its model; null where it names none."""
+        if name is None:
+            return None
+        return name if isinstance(name, str) and name in self._models else OTHER
+
+    def cause(self, name: str) -> str:
+        """Returns the label of a cause; of those there is a bounded number, whoever made them."""
+        if name not in self._causes:
+            if len(self._causes) == MAX_CAUSES or not _CAUSE.fullmatch(name):
+                return OTHER
+            self._causes.add(name)
+        return name
+
+    def count(self, record: Record, tpot_s: float | None) -> None:
+        """Counts a request that has ended.
+
+        Args:
+            record: with labels for its path, model and cause.
+            tpot_s: seconds a token, of a stream of two tokens or more.
+        """
+        key, model = record.key or "", record.model or ""
+        self._requests.labels(record.path, f"{record.status // 100}xx", key).inc()
+        self._duration.labels(record.path, model).observe(record.duration_ms / 1000)
+        if record.cause is not None:
+            self._refused.labels(record.cause, key).inc()
+        if record.ttft_ms is not None:
+            self._ttft.labels(model, key).observe(record.ttft_ms / 1000)
+        if tpot_s is not None:
+            self._tpot.labels(model, key).observe(tpot_s)
+        if record.prompt_tokens is not None:
+            self._prompt.labels(model, key).inc(record.prompt_tokens)
+        if record.completion_tokens is not None:
+            self._completion.labels(model, key).inc(record.completion_tokens)
+        if record.cache is not None:
+            self._cache.labels(record.cache).inc()
+
+    def families(self) -> list[Metric]:
+        """Returns what was counted so far."""
+        return list(self._registry.collect())

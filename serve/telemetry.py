@@ -1,0 +1,62 @@
+"""Where Ray Serve and the engine keep what is to be seen of a replica. To be called in one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from serve.middleware.scrape import Families
+
+GATHER_S = 3.0
+"""Seconds that other replicas may take to say what they have counted."""
+Named = tuple[str, Families]
+
+_log = logging.getLogger(__name__)
+
+
+def replica_name() -> str:
+    """What Ray Serve calls this replica, among those of its deployment."""
+    import ray.serve as rayserve
+
+    return rayserve.get_replica_context().replica_id.unique_id
+
+
+async def gather(method: str, own: Named) -> list[Named]:
+    """Asks every replica of this deployment what it has counted; one that does not say so in time is left out.
+
+    A full replica answers as soon as one of its requests ends.
+
+    Args:
+        method: the deployment's, which returns `Named`.
+        own: this replica's, which is not asked over the wire.
+    """
+    import ray.serve as rayserve
+
+    context = rayserve.get_replica_context()
+    handle = rayserve.get_deployment_handle(context.deployment, context.app_name)
+    try:
+        # `results_async` would give up all for one that hangs
+        results = await asyncio.wait_for(handle.broadcast(method)._fetch_replica_results_async(), GATHER_S)
+    except Exception as error:
+        _log.warning("other replicas cannot be asked for their metrics: %s", type(error).__name__)
+        return [own]
+    asked = (asyncio.wait_for(result.get_async(), GATHER_S) for result in results)
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    return [own, *(answer for answer in answers if isinstance(answer, tuple) and answer[0] != own[0])]
+
+
+def request_log_path() -> Path:
+    """The file of this replica's requests, among those that `cluster.connect.keep_logs` copies."""
+    import ray.serve as rayserve
+    from ray.serve._private.logging_utils import get_serve_logs_dir
+
+    name = rayserve.get_replica_context().app_name
+    return Path(get_serve_logs_dir()) / f"replica_requests_{name}_{replica_name()}.jsonl"
+
+
+def engine_families() -> Families:
+    """What vLLM has counted in this process."""
+    from prometheus_client import REGISTRY
+
+    return [family for family in REGISTRY.collect() if family.name.startswith("vllm:")]

@@ -1,0 +1,232 @@
+"""What is to be seen of a service from outside, its deadlines, and what it answers when it is full: two replicas."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from collector import collecting
+from prometheus_client.parser import text_string_to_metric_families
+from services import Service, serving
+
+pytestmark = pytest.mark.timeout(400)
+SECRET, OTHER = "secret-one", "secret-two"
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+LONG = {"model": "demo", "prompt": "x", "max_tokens": 1000, "ignore_eos": True, "temperature": 1}
+SHORT = {"model": "demo", "prompt": "Zanzibar", "max_tokens": 5, "ignore_eos": True, "temperature": 1}
+TEXT = "/v1/completions"
+
+
+@dataclass(kw_only=True)
+class Seen:
+    service: Service
+    client: httpx.Client
+    spans: dict[str, str]
+
+    def page(self) -> str:
+        answer = self.client.get("/metrics")
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["content-type"].startswith("text/plain")
+        return answer.text
+
+    def total(self, name: str, **labels: str) -> float:
+        """The sum of all replicas' samples of a name that have these labels."""
+        families = text_string_to_metric_families(self.page())
+        return sum(
+            sample.value
+            for family in families
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    def replicas(self) -> set[str]:
+        families = text_string_to_metric_families(self.page())
+        return {sample.labels["replica"] for family in families for sample in family.samples}
+
+    def log(self) -> list[dict]:
+        paths = {
+            Path(file.path)
+            for process in self.service.below()
+            for file in process.open_files()
+            if Path(file.path).name.startswith("replica_requests_")
+        }
+        return [json.loads(line) for path in sorted(paths) for line in path.read_text().splitlines()]
+
+    def until(self, is_so: Callable[[], bool], timeout_s: float = 20) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not is_so():
+            assert time.monotonic() < deadline, self.page()
+
+    def num_running(self) -> float:
+        return self.total("vllm:num_requests_running") + self.total("vllm:num_requests_waiting")
+
+    @contextmanager
+    def freed(self) -> Iterator[None]:
+        """What happens here makes the engine begin an answer, and not finish it."""
+        names = ("vllm:generation_tokens_total", "vllm:request_success_total")
+        tokens, finished = map(self.total, names)
+        yield
+        self.until(lambda: self.num_running() == 0)
+        assert self.total(names[1]) == finished
+        assert tokens < self.total(names[0]) < tokens + LONG["max_tokens"] - 100
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
+    with collecting() as (address, spans):
+        words = [
+            *("model=demo", "engine.max_model_len=1024", "engine.max_num_seqs=8", "engine.num_replicas=2"),
+            *("deployment.max_ongoing_requests=8", "deployment.max_queued_requests=4"),
+            *(f"engine.vllm.otlp_traces_endpoint={address}", "engine.env.OTEL_BSP_SCHEDULE_DELAY=200"),
+            "engine.env.OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf",
+        ]
+        folder = tmp_path_factory.mktemp("service")
+        with (
+            serving(folder, *words, keys=f"{SECRET},{OTHER}") as service,
+            httpx.Client(base_url=service.url, headers={"authorization": f"Bearer {SECRET}"}, timeout=120) as client,
+        ):
+            yield Seen(service=service, client=client, spans=spans)
+
+
+def test_the_figures_of_all_replicas_are_on_one_page_and_add_up(seen: Seen):
+    other = {"authorization": f"Bearer {OTHER}"}
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda _: seen.client.post(TEXT, json=SHORT), range(24)))
+        streams = list(pool.map(lambda _: seen.client.post(TEXT, json={**SHORT, "stream": True}), range(8)))
+    assert {answer.status_code for answer in answers + streams} == {200}
+    assert all('"usage":{' not in stream.text for stream in streams)  # nobody asked for it
+    assert seen.client.post(TEXT, json=SHORT, headers=other).status_code == 200
+    assert seen.client.post(TEXT, json={**SHORT, "model": "made-up"}).status_code == 404
+    assert seen.client.post(TEXT, json={**SHORT, "max_tokens": -1}).status_code == 400
+    assert seen.client.post(TEXT, json=SHORT, headers={"authorization": "Bearer x"}).status_code == 401
+    kept = {**SHORT, "temperature": 0}
+    for _ in range(8):  # in each replica's memory after a while
+        assert seen.client.post(TEXT, json=kept).status_code == 200
+
+    prompt = answers[0].json()["usage"]["prompt_tokens"]
+    seen.until(lambda: seen.total("manta_requests_total", route=TEXT) == 24 + 8 + 1 + 8 + 3)
+    assert len(seen.replicas()) == 2
+    keys = {"key": "environment-1", "model": "demo"}
+    assert seen.total("manta_completion_tokens_total", **keys) == 5 * (24 + 8 + 8)
+    assert seen.total("manta_prompt_tokens_total", **keys) == prompt * (24 + 8 + 8)
+    assert seen.total("manta_completion_tokens_total", key="environment-2") == 5
+    assert seen.total("manta_requests_total", status="2xx", route=TEXT, key="environment-1") == 40
+    assert seen.total("manta_refused_total", cause="invalid_api_key", key="") == 1
+    assert seen.total("manta_refused_total", cause="invalid_value") == 1
+    assert seen.total("manta_request_duration_seconds_count", route=TEXT, model="other") == 1
+    assert seen.total("manta_time_to_first_token_seconds_count", **keys) == 8
+    assert seen.total("manta_time_per_output_token_seconds_count", **keys) == 8
+    assert 0 < seen.total("manta_time_per_output_token_seconds_sum", **keys) / 8 < 5
+    hits, misses = (seen.total("manta_cache_answers_total", outcome=name) for name in ("hit", "miss"))
+    assert (hits + misses, 1 <= misses <= 2) == (8, True)
+    assert seen.total("vllm:generation_tokens_total") == 5 * (24 + 8 + 1 + misses)
+    assert seen.total("vllm:prefix_cache_queries_total") > 0
+    assert "made-up" not in seen.page()
+    assert SECRET not in seen.page()
+
+
+def test_metrics_are_for_those_who_have_a_key(seen: Seen):
+    answer = httpx.get(f"{seen.service.url}/metrics")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+    assert seen.client.post("/metrics", json={}).status_code == 405
+
+
+def test_every_answer_has_one_request_id_the_client_s_where_it_is_sane(seen: Seen):
+    def id_of(path: str, given: str | None = None, **options) -> str:
+        answer = seen.client.request("GET", path, headers={"x-request-id": given} if given else {}, **options)
+        (only,) = answer.headers.get_list("x-request-id")
+        return only
+
+    for path in ("/v1/models", "/nothing", "/-/routes", "/metrics", "/health"):
+        assert id_of(path, "mine.1") == "mine.1"
+        assert 16 <= len(id_of(path)) <= 64
+        assert id_of(path, "a b") != "a b"
+        assert len(id_of(path, "a" * 10_000)) <= 64
+    answer = seen.client.post(TEXT, json=SHORT, headers={"x-request-id": "mine.2"})
+    assert answer.json()["id"] == "cmpl-mine.2"  # the engine goes by it
+
+
+def test_a_request_is_a_line_of_the_log_and_a_trace(seen: Seen):
+    headers = {"x-request-id": "logged", "traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
+    seen.client.post(TEXT, json={**SHORT, "stream": True}, headers=headers)
+    seen.until(lambda: any(line["request_id"] == "logged" for line in seen.log()))
+    (line,) = [line for line in seen.log() if line["request_id"] == "logged"]
+    assert line["trace_id"] == TRACE
+    expected = {"key": "environment-1", "path": TEXT, "status": 200, "model": "demo", "stream": True}
+    assert line["completion_tokens"] == 5
+    assert expected.items() <= line.items()
+    assert 0 < line["ttft_ms"] < line["duration_ms"]
+    everything = json.dumps(seen.log())
+    assert "Zanzibar" not in everything
+    assert SECRET not in everything
+    seen.until(lambda: TRACE in seen.spans)
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_deadline_ends_a_request_and_frees_the_engine(seen: Seen, temperature: int):
+    with seen.freed():
+        begun, ask = time.monotonic(), {**LONG, "temperature": temperature}
+        answer = seen.client.post(TEXT, json=ask, headers={"x-request-timeout": "0.5"})
+        assert time.monotonic() - begun < 3
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+
+
+def test_a_deadline_ends_a_stream_with_an_error_event(seen: Seen):
+    with seen.freed():
+        answer = seen.client.post(TEXT, json={**LONG, "stream": True}, headers={"x-request-timeout": "0.7"})
+    assert answer.status_code == 200
+    events = [line.removeprefix("data: ") for line in answer.text.split("\n") if line]
+    assert len(events) > 1
+    assert json.loads(events[-1])["error"]["code"] == "deadline_exceeded"
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "soon", "nan", "1e3", "inf", ""])
+def test_a_deadline_that_is_no_number_of_seconds_is_400(seen: Seen, value: str):
+    answer = seen.client.post(TEXT, json=SHORT, headers={"x-request-timeout": value})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_header")
+
+
+@pytest.mark.parametrize("change", [{}, {"stream": True}, {"temperature": 0}, {"hint": True}])
+def test_a_client_that_leaves_frees_the_engine_at_once(seen: Seen, change: dict):
+    hint = {"x-request-disconnect-disabled": "?1"} if "hint" in change else {}
+    ask = {**LONG, **{name: value for name, value in change.items() if name != "hint"}}
+    request = seen.client.build_request("POST", TEXT, json=ask, timeout=0.5, headers=hint)
+    with seen.freed():
+        if "stream" in change:
+            answer = seen.client.send(request, stream=True)
+            assert next(answer.iter_raw())
+            answer.close()
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                seen.client.send(request)
+
+
+def test_a_full_service_says_so_in_openai_s_shape_and_when_to_come_again(seen: Seen):
+    def ask(_: int) -> httpx.Response:
+        return httpx.post(
+            f"{seen.service.url}{TEXT}", json={**LONG, "max_tokens": 150}, headers=seen.client.headers, timeout=200
+        )
+
+    with ThreadPoolExecutor(60) as pool:
+        answers = list(pool.map(ask, range(60)))
+    statuses = Counter(answer.status_code for answer in answers)
+    assert set(statuses) == {200, 503}
+    assert statuses[200] >= 20
+    for answer in answers:
+        if answer.status_code == 503:
+            assert answer.json()["error"]["code"] == "overloaded"
+            assert int(answer.headers["retry-after"]) >= 1
+            assert answer.headers["x-request-id"]
+
+
+def test_what_the_proxy_says_by_itself_tells_nothing_of_the_service(seen: Seen):
+    answer = seen.client.get("/-/routes")
+    assert (answer.status_code, answer.json()["error"]["type"]) == (404, "not_found_error")

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from serve.middleware.answer import ASGIApp, Receive, Scope, Send, refuse
+from serve.middleware.proxy import MARGIN_S, TIMEOUT_VARIABLE, Proxy, layers
+
+
+class Ray:
+    """Says what Ray Serve's proxy says: convert_object_to_asgi_messages, and the id that it adds itself."""
+
+    def __init__(self, status: int, *headers: tuple[bytes, bytes], is_said: bool = True) -> None:
+        self.status, self.headers, self.is_said = status, headers, is_said
+        self.got: dict[bytes, bytes] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.got = dict(scope["headers"])
+        if self.is_said:
+            headers: list[Any] = [[b"content-type", b"text/plain; charset=utf-8"], *map(list, self.headers)]
+            headers.append((b"x-request-id", self.got[b"x-request-id"]))
+            await send({"type": "http.response.start", "status": self.status, "headers": headers})
+            await send({"type": "http.response.body", "body": b"Deployment replica of app at 10.0.0.1 timed out"})
+
+
+async def ask(app: ASGIApp, path: str = "/v1/models", **headers: str) -> httpx.Response:
+    transport = httpx.ASGITransport(Proxy(app, 600))
+    async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+        return await client.get(path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+
+
+@pytest.mark.parametrize(
+    "status, said, code",
+    [
+        (404, 404, "not_found"),
+        (408, 504, "deadline_exceeded"),
+        (429, 429, "overloaded"),
+        (500, 500, "internal_error"),
+        (503, 503, "overloaded"),
+        (502, 502, "status_502"),
+    ],
+)
+async def test_an_error_of_the_proxy_has_openai_s_shape_and_no_internals(status: int, said: int, code: str):
+    answer = await ask(Ray(status))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (said, code)
+    assert "10.0.0.1" not in answer.text
+    assert len(answer.headers.get_list("x-request-id")) == 1
+    assert ("retry-after" in answer.headers) == (status in (429, 503))
+
+
+async def test_when_to_come_again_is_kept():
+    assert (await ask(Ray(503, (b"retry-after", b"7")))).headers["retry-after"] == "7"
+
+
+async def test_a_lost_replica_is_a_500_and_in_a_stream_an_error_event():
+    answer = await ask(Ray(200, is_said=False))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+    assert answer.headers["x-request-id"]
+
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"data: {}\n\ndata: {", "more_body": True})
+
+    events = (await ask(broken)).text.strip().split("\n\n")
+    assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "replica_lost"
+
+
+async def test_answers_of_the_service_pass_as_they_are():
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await refuse(send, 429, "too many", code="rate_limit_exceeded", headers=[("retry-after", "9")])
+
+    answer = await ask(app)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert answer.headers["retry-after"] == "9"
+    plain = await ask(Ray(200))
+    assert plain.text.startswith("Deployment")
+
+
+async def test_what_a_client_says_to_ray_serve_is_not_heard_and_its_deadline_is():
+    app = Ray(200)
+    await ask(app, x_request_timeout_seconds="-1", x_request_disconnect_disabled="?1")
+    assert not {b"x-request-timeout-seconds", b"x-request-disconnect-disabled"} & set(app.got)
+    for asked, told_s in (("2.5", 2.5 + MARGIN_S), ("99999", 600 + MARGIN_S)):
+        await ask(app, x_request_timeout=asked, x_request_timeout_seconds="0")
+        assert float(app.got[b"x-request-timeout-seconds"]) == told_s
+    await ask(app, x_request_timeout="never")
+    assert b"x-request-timeout-seconds" not in app.got
+    assert app.got[b"x-request-timeout"] == b"never"  # which the replica refuses
+
+
+async def test_ray_serve_s_list_of_applications_is_not_shown():
+    app = Ray(200)
+    answer = await ask(app, "/-/routes")
+    assert (answer.status_code, app.got) == (404, {})
+    assert (await ask(app, "/-/healthz")).status_code == 200
+
+
+def test_ray_serve_gets_its_layers(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(TIMEOUT_VARIABLE, "7.5")
+    (layer,) = layers()
+    assert (layer.cls, layer.kwargs) == (Proxy, {"timeout_s": 7.5})
