@@ -111,6 +111,8 @@ def pids(deployment: str) -> list[int]:
     details = _get_global_client().get_serve_details()  # type: ignore[union-attr]
     del rayserve
     found = details["applications"]["manta"]["deployments"][deployment]["replicas"]
+    if os.environ.get("DEBUG_ROUTER"):
+        print(details["applications"]["manta"]["deployments"][deployment], file=sys.stderr)
     return [replica["pid"] for replica in found if replica["state"] == "RUNNING"]
 
 
