@@ -16,10 +16,12 @@ from cluster.connect import connect, keep_logs
 from cluster.terminal import divert_output, interruptible, scratch_folder
 from conf.errors import UserError
 from conf.schema.engine import Device
-from conf.schema.serve import ServeJob
+from conf.schema.serve import ProxyForm, ServeJob
 from conf.schema.task import Task
 from serve.middleware.proxy import IMPORT_PATH, MARGIN_S, TIMEOUT_VARIABLE
 from serve.plan import ServicePlan, check_room, make_plan
+from serve.router.ingress import behind_router
+from serve.router.proxy import decide_form, set_flags
 
 POLL_S = 0.25
 WATCH_S = 2.0
@@ -84,13 +86,19 @@ def build_app(plan: ServicePlan) -> Any:
         logging_config={"enable_access_log": False},
         **options,
     )
-    return deployment.bind(plan.job, plan.device, plan.num_replicas, plan.layers)
+    application = deployment.bind(plan.job, plan.device, plan.num_replicas, plan.layers)
+    if plan.form is ProxyForm.direct:
+        return behind_router(application, "replica", plan.job.router, plan.job.engine.max_num_seqs)
+    return application
 
 
 def _serve(plan: ServicePlan, scratch: Path, terminal: TextIO) -> bool:
     """Returns whether it was ready before it was interrupted."""
     job, began = plan.job, time.monotonic()
     engine = job.engine
+    if (form := decide_form(job, scratch)) is ProxyForm.direct:
+        set_flags(job, scratch, os.environ)
+        plan = plan.behind(form)
     num_cpus = int(plan.num_replicas * plan.placement.total.get("CPU", 1)) + 1
     with connect(job.cluster, num_cpus, scratch) as connection, interruptible() as interrupted:
         try:

@@ -12,7 +12,7 @@ from pathlib import Path
 from cluster.connect import decide_device
 from conf.errors import UserError
 from conf.schema.engine import Device, EngineKind, Sizing
-from conf.schema.serve import DeploymentSpec, ServeJob
+from conf.schema.serve import DeploymentSpec, ProxyForm, ServeJob
 from serve.engine.adapters import check_adapters
 from serve.engine.arguments import check_api_arguments, check_engine_arguments
 from serve.engine.capability import check_task, overridden
@@ -34,6 +34,8 @@ class ServicePlan:
     max_model_len: int
     """Context in tokens."""
     logs: Path
+    form: ProxyForm = ProxyForm.plain
+    """Direct or plain; see `behind`."""
 
     @property
     def num_replicas(self) -> int:
@@ -55,6 +57,11 @@ class ServicePlan:
     def on_device(self, device: Device) -> ServicePlan:
         """Returns the plan for another device: what a cluster has is known only once it is joined."""
         return replace(self, device=device, placement=place(self.job.engine, device))
+
+    def behind(self, form: ProxyForm) -> ServicePlan:
+        """Returns the plan with a proxy in front: behind a router each replica tells it what happens."""
+        told: Layer = ("serve.middleware.progress:Progress", {"bytes_per_token": self.job.router.bytes_per_token})
+        return replace(self, form=form, layers=[told, *self.layers] if form is ProxyForm.direct else self.layers)
 
 
 def make_plan(job: ServeJob) -> ServicePlan:

@@ -67,6 +67,10 @@ class Replica:
         if self._api is not None:
             await self._api.check()
 
+    def record_routing_stats(self) -> dict[str, int]:
+        """Ray Serve tells the router what stands here."""
+        return {"kv_tokens": self._api.kv_tokens if self._api is not None else 0}
+
     async def _is_ready(self) -> bool:
         try:
             await self.check_health()

@@ -27,6 +27,8 @@ class RouterPolicy(Enum):
 class RouterSpec:
     """The router: what a replica's load weighs, and what is remembered of its KV cache."""
 
+    num_replicas: int = 1
+    """Routers beside each proxy. What one has sent, another hears of from the replicas, some 100 ms later."""
     policy: RouterPolicy = RouterPolicy.prefix
     block_tokens: int = 128
     """Prefixes are compared in blocks of this many tokens. Smaller finds more of short prompts and costs more time."""
@@ -57,6 +59,7 @@ class RouterSpec:
 
     def __post_init__(self) -> None:
         rules = [
+            ("num_replicas", self.num_replicas >= 1, ">= 1"),
             ("block_tokens", self.block_tokens >= 1, ">= 1"),
             ("bytes_per_token", 0.1 <= self.bytes_per_token <= 64, "in [0.1, 64]"),
             ("prefill_weight", 0 <= self.prefill_weight < math.inf, ">= 0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from conf.errors import UserError
@@ -12,9 +13,23 @@ from conf.schema.cache import CacheSpec
 from conf.schema.cluster import ClusterSpec
 from conf.schema.engine import EngineSpec
 from conf.schema.model import ModelSpec
+from conf.schema.router import RouterSpec
 from conf.schema.task import Task
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+class ProxyForm(Enum):
+    """What stands between clients and replicas.
+
+    ``direct`` is HAProxy, which asks the router for a replica and lets data go straight to it; ``plain`` is Ray
+    Serve's own proxy, which knows no prefixes; ``auto`` is direct where HAProxy is there and Ray is started for this
+    service.
+    """
+
+    auto = "auto"
+    direct = "direct"
+    plain = "plain"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -27,6 +42,8 @@ class DeploymentSpec:
     """The address that it listens on; 0.0.0.0 is every one of this machine's."""
     port: int = 8000
     """The port that it listens on."""
+    proxy: ProxyForm = ProxyForm.auto
+    """What stands between clients and replicas: HAProxy and the router (direct), or Ray Serve's own proxy (plain)."""
     max_ongoing_requests: int | None = None
     """Requests that one replica holds at a time, waiting ones included; engine.max_in_flight where null."""
     max_queued_requests: int = 1024
@@ -72,3 +89,4 @@ class ServeJob:
     deployment: DeploymentSpec = field(default_factory=DeploymentSpec)
     access: AccessSpec = field(default_factory=AccessSpec)
     cache: CacheSpec = field(default_factory=CacheSpec)
+    router: RouterSpec = field(default_factory=RouterSpec)

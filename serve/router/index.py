@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from itertools import count
+from functools import lru_cache
+from itertools import count, islice
+
+STRIDE = 8
+"""Blocks that are skipped at a time: who holds the last of them holds all of them."""
 
 
 class PrefixIndex:
@@ -59,15 +63,20 @@ class PrefixIndex:
         found: dict[int, int] = {}
         walked: list[int] = []
         get = self._holders.get
-        mask = among
-        for key in keys:
-            walked.append(key)
-            kept = get(key, 0) & mask
-            if kept != mask:
-                _note(found, mask & ~kept, len(walked) - 1)
-                mask = kept
-                if not mask:
-                    return found, walked
+        mask, chain = among, iter(keys)
+        while chunk := list(islice(chain, STRIDE)):
+            depth = len(walked)
+            walked += chunk
+            if get(chunk[-1], 0) & mask == mask:
+                continue
+            for key in chunk:
+                kept = get(key, 0) & mask
+                if kept != mask:
+                    _note(found, mask & ~kept, depth)
+                    mask = kept
+                    if not mask:
+                        return found, walked
+                depth += 1
         _note(found, mask, len(walked))
         return found, walked
 
@@ -109,7 +118,10 @@ class PrefixIndex:
 
 
 def _note(found: dict[int, int], mask: int, depth: int) -> None:
-    while depth and mask:
-        bit = mask & -mask
-        found[bit.bit_length() - 1] = depth
-        mask ^= bit
+    if depth and mask:
+        found.update(dict.fromkeys(_slots(mask), depth))
+
+
+@lru_cache(maxsize=4096)  # few sets of replicas hold a prefix that many requests begin with
+def _slots(mask: int) -> tuple[int, ...]:
+    return tuple(slot for slot in range(mask.bit_length()) if mask >> slot & 1)

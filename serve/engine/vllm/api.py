@@ -37,6 +37,12 @@ class VllmApi:
     def _note_move(self) -> None:
         self._moved_at = time.monotonic()
 
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that the KV cache has room for; 0 where vLLM does not say."""
+        cache = self._llm.vllm_config.cache_config
+        return (cache.num_gpu_blocks or 0) * cache.block_size
+
     async def check(self) -> None:
         """Returns when the engine lives and does not hang. To be called now and then: idle time is no hang.
 

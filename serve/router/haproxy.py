@@ -1,0 +1,84 @@
+"""What Ray Serve's HAProxy configuration lacks; run in place of the haproxy program, which it becomes.
+
+Ray writes a configuration, starts ``haproxy -db -f FILE ...`` and offers no way to change a line. It does let one name
+the program (RAY_SERVE_HAPROXY_BINARY_PATH): `serve/router/proxy.py` names this file. Only the standard library is
+imported: it runs at each reload.
+
+Source: ray 2.60, ray/serve/_private/haproxy_templates.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+ERRORS = {
+    400: ("Bad Request", "invalid_request_error", "the request is not HTTP that can be read", ""),
+    408: ("Request Timeout", "timeout", "the request did not arrive in time", ""),
+    500: ("Internal Server Error", "internal_error", "the proxy failed", ""),
+    502: ("Bad Gateway", "internal_error", "the replica ended before it answered", "retry-after: 1\r\n"),
+    503: ("Service Unavailable", "service_unavailable", "no replica can be reached now", "retry-after: 1\r\n"),
+    504: ("Gateway Timeout", "timeout", "the replica did not answer in time", ""),
+}
+HEADER_TIMEOUT_S = 30
+"""A client that has not sent all headers by then is refused."""
+_EDITS: list[tuple[str, str]] = [
+    # statistics and metrics listen on every address, for everybody
+    (r"(?ms)^listen stats\n.*\Z", ""),
+    (r"(?m)^frontend prometheus\n(?:    .*\n)+", ""),
+    # anybody on this machine could command it
+    (r"(?m)^(    stats socket \S+ mode) 666 ", r"\1 600 "),
+    # addresses of clients go to no log
+    (r"(?m)^    log \S+ local0 info\n", ""),
+    (r"(?m)^    errorfile .*\n", ""),
+    # Ray answers 503 where no router does: any replica is better. What it takes then is leastconn's
+    (r"(?m)^    http-request return status 503 .*Ingress request router failed.*\n", ""),
+    # a replica that is not known here would be asked through a Python proxy, a second hop
+    (r"(?m)^    use_backend .*\"?unknown_replica_id\"?.*\n", ""),
+    (r"(?m)^    use-server .*\"?unknown_replica_id\"?.*\n", ""),
+]
+
+
+def amended(config: str, folder: str, body_timeout_s: float) -> str:
+    """Returns Ray's configuration with what is ours.
+
+    Args:
+        config: as Ray wrote it.
+        folder: where the error files are.
+        body_timeout_s: how long a request's body may take to arrive.
+    """
+    for pattern, ours in _EDITS:
+        config = re.sub(pattern, ours, config)
+    wait = round(body_timeout_s * 1000)
+    config = re.sub(r"(?m)^(    http-request wait-for-body time) \S+ ", rf"\1 {wait}ms ", config)
+    lines = [f"    timeout http-request {HEADER_TIMEOUT_S}s"]
+    lines += [f"    errorfile {status} {folder}/{status}.http" for status in ERRORS]
+    return config.replace("defaults\n    mode http\n", "defaults\n    mode http\n" + "\n".join(lines) + "\n", 1)
+
+
+def error_page(status: int) -> str:
+    """Returns an answer of HAProxy's own, in the shape of OpenAI's errors."""
+    reason, kind, message, headers = ERRORS[status]
+    body = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": None}})
+    return (
+        f"HTTP/1.1 {status} {reason}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        f"{headers}connection: close\r\n\r\n{body}"
+    )
+
+
+def main() -> None:
+    """Amends the file of ``-f`` and becomes haproxy. Arguments: the program, the body's timeout in s, haproxy's own."""
+    program, body_timeout_s, *arguments = sys.argv[1:]
+    if "-f" in arguments:
+        path = Path(arguments[arguments.index("-f") + 1])
+        for status in ERRORS:
+            (path.parent / f"{status}.http").write_text(error_page(status))
+        path.write_text(amended(path.read_text(), str(path.parent), float(body_timeout_s)))
+    os.execv(program, [program, *arguments])
+
+
+if __name__ == "__main__":
+    main()

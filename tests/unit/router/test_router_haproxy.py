@@ -1,0 +1,89 @@
+"""What becomes of the configuration that the installed Ray writes: each of our changes must find its place."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serve.router import haproxy
+from serve.router.proxy import haproxy_program
+
+WRITE = """
+import sys
+from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
+folder = sys.argv[1]
+backend = BackendConfig(
+    name="http-manta", path_prefix="/", app_name="manta",
+    servers=[ServerConfig("one", "127.0.0.1", 30000, "SERVE_REPLICA::one")],
+    ingress_request_router_servers=[ServerConfig("router", "127.0.0.1", 30001, "router")],
+    fallback_server=ServerConfig("fallback", "127.0.0.1", 8500, "fallback"),
+)
+config = HAProxyConfig(socket_path=f"{folder}/s", server_state_base=folder, server_state_file=f"{folder}/state")
+HAProxyApi(config, {"http-manta": backend}, f"{folder}/haproxy.cfg")._generate_config_file_internal()
+"""
+FLAGS = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY": "1"}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ray's configuration, written by Ray with the flags of the direct form."""
+    folder = tmp_path_factory.mktemp("proxy")
+    subprocess.run([sys.executable, "-c", WRITE, str(folder)], check=True, env={**os.environ, **FLAGS}, timeout=50)
+    return folder / "haproxy.cfg"
+
+
+@pytest.fixture(scope="module")
+def ours(written: Path) -> str:
+    return haproxy.amended(written.read_text(), str(written.parent), 7.5)
+
+
+@pytest.mark.parametrize("pattern", [pattern for pattern, _ in haproxy._EDITS])
+def test_each_change_finds_its_place(written: Path, pattern: str):
+    assert haproxy.re.search(pattern, written.read_text())
+
+
+@pytest.mark.parametrize("gone", ["listen stats", "prometheus", "mode 666", "router failed", "local0"])
+def test_what_should_not_be_there_is_gone(written: Path, ours: str, gone: str):
+    assert gone in written.read_text()
+    assert gone not in ours
+
+
+def test_it_listens_at_one_place(ours: str):
+    assert [line.split()[1] for line in ours.splitlines() if line.strip().startswith("bind ")] == ["*:8000"]
+
+
+def test_a_body_may_take_its_time(ours: str):
+    assert "wait-for-body time 7500ms if METH_POST" in ours
+
+
+def test_a_request_without_a_decision_goes_to_any_replica(ours: str):
+    rules = [line.strip() for line in ours.splitlines() if line.strip().startswith("use_backend")]
+    assert rules[-1] == "use_backend http-manta if is_http-manta"
+    assert not any("unknown_replica_id" in rule for rule in rules)
+
+
+def test_each_error_page_is_named_once(ours: str):
+    pages = [line for line in ours.splitlines() if "errorfile" in line]
+    assert len(pages) == len(set(pages)) == len(haproxy.ERRORS)
+
+
+@pytest.mark.parametrize("status", haproxy.ERRORS)
+def test_errors_have_openai_s_shape(status: int):
+    head, _, body = haproxy.error_page(status).partition("\r\n\r\n")
+    assert head.startswith(f"HTTP/1.1 {status} ")
+    assert f"content-length: {len(body)}" in head
+    assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+
+
+def test_haproxy_understands_it(written: Path):
+    program = haproxy_program()
+    assert program is not None  # ray[serve] brings it on Linux
+    command = [sys.executable, "-I", "-S", haproxy.__file__, program, "7.5", "-c", "-f", str(written)]
+    checked = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    assert checked.returncode == 0, checked.stderr
+    assert "listen stats" not in written.read_text()
