@@ -17,7 +17,7 @@ from conf.errors import UserError, nearest
 
 VERBS: dict[str, tuple[str, str]] = {
     "batch": ("pipelines.batch.job:run", "run a model over a table: prompts in, answers out"),
-    "serve": ("serve.app:run", "answer requests over HTTP in OpenAI's form, until Ctrl-C"),
+    "serve": ("serve.app:run", "answer requests over HTTP in OpenAI's form; serve status, serve stop"),
     "plan": ("pipelines.forecast.verb:run", "say how a job would run, how long and for how much; takes no GPU"),
     "inspect": ("pipelines.batch.inspection:run", "show what a job has come to: counts, error classes, failed rows"),
     "redrive": ("pipelines.batch.redrive:run", "ask the failed rows of a job again and merge their answers"),
@@ -26,6 +26,12 @@ VERBS: dict[str, tuple[str, str]] = {
     "completion": ("conf.completion:run", 'print the shell\'s completion script: eval "$(manta completion bash)"'),
 }
 """Each verb's function, imported only when it is called, and what it does."""
+ACTIONS: dict[tuple[str, str], str] = {
+    ("serve", "status"): "serve.service_verb:status",
+    ("serve", "stop"): "serve.service_verb:stop",
+    ("serve", "--job"): "serve.app:run_saved",
+}
+"""First words of a verb that do something else; their functions take the words that follow."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -63,6 +69,8 @@ def _run(verb: str, words: list[str]) -> int:
     from conf import entry
     from conf.help import help_text
 
+    if words and (verb, words[0]) in ACTIONS:
+        return _load(ACTIONS[verb, words[0]])(words[1:])
     if verb not in entry.SCHEMAS:
         return _load(VERBS[verb][0])(words)
     if "-h" in words or "--help" in words:

@@ -23,8 +23,8 @@ _manta_complete() {
 complete -o nospace -o default -F _manta_complete manta
 """
 
-WORDS: dict[str, tuple[str, ...]] = {"keys": ("add", "list", "revoke")}
-"""First words of the verbs that have no configuration."""
+WORDS: dict[str, tuple[str, ...]] = {"keys": ("add", "list", "revoke"), "serve": ("status", "stop")}
+"""First words of verbs that are no keys."""
 
 
 def run(words: list[str]) -> int:
@@ -68,7 +68,8 @@ def candidates(line: str) -> list[str]:
         return [value for value in ("job",) if value.startswith(word)]
     if word.startswith("-"):
         return [flag for flag in ("--help", "--cfg", "--package", "--resolve") if flag.startswith(word)]
-    return sorted(set(_words(verb, word)))
+    actions = {name + " " for name in WORDS.get(verb, ()) if not before and name.startswith(word)}
+    return sorted(actions | set(_words(verb, word)))
 
 
 def _words(verb: str, word: str) -> Iterator[str]:

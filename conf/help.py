@@ -27,8 +27,13 @@ It takes what manta batch takes, and runs nothing.""",
   manta serve model.path=MODEL engine=tp2_h200 deployment.vllm.enable_auto_tool_choice=true \\
       deployment.vllm.tool_call_parser=hermes
   manta serve model.path=MODEL task=embed
+  manta serve model=demo deployment.detach=true
+  manta serve status [NAME]
+  manta serve stop [NAME] [--now]
 
-It answers until Ctrl-C, which finishes the requests in flight; a second Ctrl-C stops at once.""",
+It answers until Ctrl-C, which finishes the requests in flight; a second Ctrl-C stops at once. With
+deployment.detach=true it goes on in the background; the same command with another configuration updates it while it
+answers.""",
 }
 
 

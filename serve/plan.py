@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from uuid import uuid4
 
 from cluster.connect import decide_device
 from conf.errors import UserError
@@ -36,6 +37,8 @@ class ServicePlan:
     logs: Path
     form: ProxyForm = ProxyForm.plain
     """Direct or plain; see `behind`."""
+    version: str = field(default_factory=lambda: uuid4().hex)
+    """Replicas of the same plan are never replaced by one another."""
 
     @property
     def num_replicas(self) -> int:
@@ -64,8 +67,12 @@ class ServicePlan:
         return replace(self, form=form, layers=[told, *self.layers] if form is ProxyForm.direct else self.layers)
 
 
-def make_plan(job: ServeJob) -> ServicePlan:
+def make_plan(job: ServeJob, is_update: bool = False) -> ServicePlan:
     """Checks a service and decides how it runs. Reads files; touches neither Ray nor an engine.
+
+    Args:
+        job: the service.
+        is_update: whether it is for a service that runs, and has its port.
 
     Raises:
         UserError: for the first mistake found.
@@ -88,18 +95,19 @@ def make_plan(job: ServeJob) -> ServicePlan:
         raise UserError(f"model.adapters has '{model.name}', which is the model's own name: set model.name")
     max_model_len = context_tokens(dict(config), engine.max_model_len)
     check_partition(dict(config), engine.tensor_parallel_size, engine.pipeline_parallel_size)
-    if job.cluster.address is None:
+    if job.cluster.address is None and not is_update:
         check_port(job.deployment)
     device = decide_device(engine, job.cluster)
     access = replace(job.access, keys_file=str(keys_path(job.access.keys_file, os.environ).absolute()))
-    job = replace(job, model=model, access=access)
+    logs = Path(job.deployment.logs or f"out/serve-{job.deployment.name}").expanduser().absolute()
+    job = replace(job, model=model, access=access, deployment=replace(job.deployment, logs=str(logs)))
     return ServicePlan(
         job=job,
         device=device,
         placement=place(engine, device),
         layers=middleware_of(job, _vllm_version()),
         max_model_len=max_model_len,
-        logs=Path(job.deployment.logs or f"out/serve-{job.deployment.name}").expanduser().absolute(),
+        logs=logs,
     )
 
 

@@ -32,12 +32,35 @@ class ProxyForm(Enum):
     plain = "plain"
 
 
+def check_name(name: str) -> None:
+    """Checks the name of a service, which names files.
+
+    Raises:
+        UserError: when it is none.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(f"deployment.name must be letters, digits, '.', '_' and '-', 63 at most, got '{name}'")
+
+
+class Update(Enum):
+    """How a service that runs gets another configuration: new replicas beside the old ones, or in place of them."""
+
+    rolling = "rolling"
+    replace = "replace"
+
+
 @dataclass(kw_only=True, slots=True)
 class DeploymentSpec:
     """Where the service listens, and how much it takes on."""
 
     name: str = "manta"
-    """What Ray Serve calls it."""
+    """What `manta serve status|stop` and Ray Serve call it."""
+    detach: bool = False
+    """Go on in the background: the command returns once the service is ready. Where a service of this name runs, it is
+    updated to this configuration."""
+    update: Update = Update.rolling
+    """What an update does: rolling starts new replicas, then drains the old ones, and is refused where there is no room
+    for both; replace drains the old ones first, and requests get 503 until the new ones are ready."""
     host: str = "127.0.0.1"
     """The address that it listens on; 0.0.0.0 is every one of this machine's."""
     port: int = 8000
@@ -61,8 +84,7 @@ class DeploymentSpec:
     """Passed to vLLM's API under vLLM's own names, such as enable_auto_tool_choice and tool_call_parser."""
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise UserError(f"deployment.name must be letters, digits, '.', '_' and '-', 63 at most, got '{self.name}'")
+        check_name(self.name)
         if not self.host:
             raise UserError("deployment.host must be an address, got ''")
         if not 1 <= self.port <= 65535:

@@ -10,7 +10,7 @@ from conf import entry
 from conf.errors import UserError
 from conf.schema.engine import Device
 from conf.schema.serve import DeploymentSpec
-from serve.app import cause_of
+from serve.cause import cause_of
 from serve.engine.arguments import api_argument_names
 from serve.plan import ServicePlan, check_room, make_plan
 
