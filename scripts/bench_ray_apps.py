@@ -72,7 +72,7 @@ def floor_app() -> Any:
     import ray.serve as rayserve
 
     @rayserve.deployment(num_replicas=1, max_ongoing_requests=4096)
-    @rayserve.ingress(floor)
+    @rayserve.ingress(lambda: floor)  # a function is asked for the app
     class Floor:
         """Answers at once."""
 

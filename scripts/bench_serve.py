@@ -127,7 +127,8 @@ def run_all(args: argparse.Namespace, report: dict[str, Any], folder: Path) -> N
             own = Path(tempfile.mkdtemp(dir=folder))
             where = f"run {run} {contender.name}"
             try:
-                with serving(contender, model, args.device, engine_of(args), own, args.start_timeout_s) as server:
+                settings = (args.device, engine_of(args), own, args.start_timeout_s, args.profile)
+                with serving(contender, model, *settings) as server:
                     print(f"{where}: up after {server.start_s:.1f} s", file=sys.stderr, flush=True)
                     for result in measure(server, model, prompts, args, own):
                         note(report, args, contender, run, result)
@@ -186,6 +187,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--start-timeout-s", type=float, default=300.0, help="for one server")
     add("--request-timeout-s", type=float, default=120.0, help="for one request")
     add("--timeout-s", type=float, default=600.0, help="for one load")
+    add("--profile", type=Path, metavar="FOLDER", help="where each server's processes write what they do; slows them")
     add("--append", action="store_true", help="add to the measurements in --out")
     add("--out", type=Path, help="where the JSON goes")
     args = parser.parse_args(words)

@@ -151,9 +151,17 @@ def engine_environment(device: str) -> dict[str, str]:
     return ENVIRONMENT | (CPU_ENVIRONMENT if device == "cpu" else {})
 
 
-def environment_of(contender: Contender, device: str, folder: Path) -> dict[str, str]:
-    """Returns a server's whole environment: two on one machine share no file, port or key."""
-    paths = filter(None, (str(ROOT), str(SCRIPTS), os.environ.get("PYTHONPATH")))
+def environment_of(contender: Contender, device: str, folder: Path, profile: Path | None = None) -> dict[str, str]:
+    """Returns a server's whole environment: two on one machine share no file, port or key.
+
+    Args:
+        contender: which.
+        device: cpu or cuda.
+        folder: its own.
+        profile: where its processes write what they do; see scripts/profile/sitecustomize.py.
+    """
+    watch = str(SCRIPTS / "profile") if profile else None
+    paths = filter(None, (watch, str(ROOT), str(SCRIPTS), os.environ.get("PYTHONPATH")))
     own = {
         "PYTHONPATH": os.pathsep.join(paths),
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -161,6 +169,8 @@ def environment_of(contender: Contender, device: str, folder: Path) -> dict[str,
         "MANTA_HOME": str(folder),
         "MANTA_API_KEYS": KEY,
     }
+    if profile:
+        own["BENCH_PROFILE"] = str(profile.absolute() / contender.name)
     proxy, name = str(folder / "h"), "RAY_SERVE_HAPROXY"
     own |= {
         f"{name}_CONFIG_FILE_LOC": f"{proxy}/haproxy.cfg",
@@ -177,9 +187,17 @@ def environment_of(contender: Contender, device: str, folder: Path) -> dict[str,
 
 @contextmanager
 def serving(
-    contender: Contender, model: str, device: str, engine: Mapping[str, Any], folder: Path, timeout_s: float
+    contender: Contender,
+    model: str,
+    device: str,
+    engine: Mapping[str, Any],
+    folder: Path,
+    timeout_s: float,
+    profile: Path | None = None,
 ) -> Iterator[Server]:
     """Starts a server, waits for its first answer, and ends it with everything below it.
+
+    Args are those of `command_of` and `environment_of`, and how long the start may take.
 
     Raises:
         RuntimeError: when it does not answer, with the end of what it said.
@@ -188,7 +206,7 @@ def serving(
     command = command_of(contender, model, device, engine, port, folder)
     said, began = folder / "said", time.monotonic()
     with said.open("wb") as output:
-        environment = environment_of(contender, device, folder)
+        environment = environment_of(contender, device, folder, profile)
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, cwd=ROOT)
     url = f"http://127.0.0.1:{port}"
     try:
