@@ -88,6 +88,8 @@ def llm_app(task: AppTask) -> Any:
         model_loading_config={"model_id": NAME, "model_source": task.model},
         deployment_config={"num_replicas": 1},
         engine_kwargs=dict(task.engine),
+        # it ships with metrics of the engine and refuses to start where the engine keeps no statistics
+        log_engine_metrics=not task.engine.get("disable_log_stats", False),
         runtime_env={"env_vars": task.environment},
         **(on_cpu if task.device == "cpu" else {}),
     )

@@ -121,10 +121,11 @@ def run_all(args: argparse.Namespace, report: dict[str, Any], folder: Path) -> N
     prompts = make_prompts(args, 2 * args.warm_up + len(plan_of(args)) * args.requests)
     first_run = 1 + max((run["run"] for run in report["runs"]), default=0)
     for run in range(first_run, first_run + args.runs):
-        for contender in found:
+        for number, contender in enumerate(found):
             if args.device == "cuda":
                 wait_for_gpus()
-            own = Path(tempfile.mkdtemp(dir=folder))
+            own = folder / f"{run}-{number}"  # HAProxy's sockets lie below it, their paths may have 97 characters
+            own.mkdir()
             where = f"run {run} {contender.name}"
             try:
                 settings = (args.device, engine_of(args), own, args.start_timeout_s, args.profile)
