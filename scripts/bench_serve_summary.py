@@ -33,10 +33,16 @@ def with_shares(result: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def spent(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+Times = Mapping[int, tuple[str, float]]
+"""By process id what it is and its CPU seconds."""
+
+
+def spent(before: Times, after: Times) -> dict[str, float]:
     """Returns the CPU seconds between two looks at a server's processes, by what they are, without those that idled."""
-    found = {title: round(seconds - before.get(title, 0.0), 3) for title, seconds in after.items()}
-    return {title: seconds for title, seconds in sorted(found.items()) if seconds >= 0.01}
+    found: dict[str, float] = {}
+    for pid, (title, seconds) in after.items():
+        found[title] = found.get(title, 0.0) + seconds - before.get(pid, ("", 0.0))[1]
+    return {title: round(seconds, 3) for title, seconds in sorted(found.items()) if seconds >= 0.01}
 
 
 def by_load(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -75,22 +75,25 @@ class Server:
     start_s: float
     """From the start of its process to its first answer."""
 
-    def cpu_s(self) -> dict[str, float]:
-        """Returns the CPU seconds of its processes so far, by what they are; those that have ended do not count."""
-        seconds: dict[str, float] = {}
+    def cpu_s(self) -> dict[int, tuple[str, float]]:
+        """Returns what each of its processes is and its CPU seconds so far, by process id."""
+        found = {}
         for process in tree(self.process.pid):
             try:
                 times, title = process.cpu_times(), title_of(process.cmdline(), process.name())
             except psutil.Error:
                 continue
-            seconds[title] = seconds.get(title, 0.0) + times.user + times.system
-        return seconds
+            found[process.pid] = (title, times.user + times.system)
+        return found
 
 
 def title_of(words: list[str], name: str) -> str:
-    """Returns what a process is, in one word: Ray and vLLM give theirs titles, for others it is the program's name."""
+    """Returns what a process is, in one word: Ray and vLLM give theirs titles, for others it is the program's name.
+
+    Ray puts the method that runs at the moment behind a dot; it is left out.
+    """
     first = words[0] if words else name
-    return first.split()[0] if first.startswith(("ray::", "VLLM::")) else name
+    return first.split()[0].partition(".")[0] if first.startswith(("ray::", "VLLM::")) else name
 
 
 def tree(pid: int) -> list[psutil.Process]:
