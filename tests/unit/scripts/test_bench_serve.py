@@ -72,9 +72,7 @@ def test_cpu_of_a_load_is_what_was_spent_in_it():
 
 
 def test_processes_are_called_what_they_do():
-    assert (
-        servers.title_of(["ray::ServeReplica:bench:x.handle_request"], "python")
-        == "ray::ServeReplica:bench:x"
+    assert servers.title_of(["ray::ServeReplica:bench:x.handle_request"], "python") == "ray::ServeReplica:bench:x"
     assert servers.title_of(["VLLM::EngineCore"], "python") == "VLLM::EngineCore"
     assert servers.title_of(["/usr/bin/python3", "-m", "x"], "python3") == "python3"
     assert servers.title_of([], "kworker") == "kworker"
