@@ -203,7 +203,8 @@ def run_case(
     return report()
 
 
-def _pair(text: str) -> tuple[str, Any]:
+def pair(text: str) -> tuple[str, Any]:
+    """Reads NAME=VALUE; the value is JSON, or a text."""
     name, _, value = text.partition("=")
     try:
         return name, json.loads(value)
@@ -211,7 +212,8 @@ def _pair(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _variant(text: str) -> tuple[str, tuple[str, ...]]:
+def variant(text: str) -> tuple[str, tuple[str, ...]]:
+    """Reads NAME=WORDS, words as a shell parts them."""
     name, _, words = text.partition("=")
     return name, tuple(shlex.split(words))
 
@@ -227,10 +229,10 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--device", choices=list(ENGINE), default="cpu")
     add("--runners", nargs="*", choices=list(RUNNERS), default=list(RUNNERS), help="the first is compared to all")
     add("--llm-seqs", nargs="*", type=int, default=[], help="LLM.generate with these max_num_seqs too")
-    add("--variant", action="append", type=_variant, default=[], metavar="NAME=WORDS", help="manta with further words")
+    add("--variant", action="append", type=variant, default=[], metavar="NAME=WORDS", help="manta with further words")
     add("--manta-words", nargs="*", default=[], help="words that manta always gets")
     add("--shipped", action="store_true", help="each runner also with its own engine arguments")
-    add("--engine", action="append", type=_pair, default=[], metavar="NAME=VALUE", help="an engine argument for all")
+    add("--engine", action="append", type=pair, default=[], metavar="NAME=VALUE", help="an engine argument for all")
     add("--max-tokens", type=int, help="cuts every answer's limit")
     add("--trace", type=Path, default=TRACE, help="of workload prefix")
     add("--scale", type=int, default=16, help="of workload prefix: lengths are divided by it")

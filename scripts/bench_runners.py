@@ -82,7 +82,6 @@ def run_manta(task: Task) -> list[dict[str, Any]]:
 
 def manta_words(task: Task) -> list[str]:
     """Returns the words of manta's command line for a task."""
-    named = {"max_num_seqs", "max_model_len"}
     if task.has_answers:
         table = f"{task.input}/rows.jsonl"
         limit = max(row["max_tokens"] for row in task.rows())
@@ -91,10 +90,13 @@ def manta_words(task: Task) -> list[str]:
         data = ["data=openai_batch", f"data.input={task.input}/requests.jsonl"]
     words = [f"model.path={task.model}", *data, f"output.path={task.out}", "progress.quiet=true"]
     words.append(f"engine.device={task.device}")
-    for name, value in task.engine.items():
-        key = f"engine.{name}" if name in named else f"engine.vllm.{name}"
-        words.append(f"{key}={json.dumps(value)}")
-    return [*words, *task.words]
+    return [*words, *engine_words(task.engine), *task.words]
+
+
+def engine_words(engine: dict[str, Any]) -> list[str]:
+    """Returns engine arguments as words of manta's command line."""
+    named = {"max_num_seqs", "max_model_len"}
+    return [f"engine.{'' if name in named else 'vllm.'}{name}={json.dumps(value)}" for name, value in engine.items()]
 
 
 def run_llm_generate(task: Task) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 FIGURES: dict[str, tuple[str, float, int]] = {
@@ -50,11 +50,11 @@ def check_work(result: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
             raise ValueError(f"{count} must be {expected[count]:,}, the runner has {result[count]:,}")
 
 
-def summarize(runs: Runs) -> dict[str, Any]:
+def summarize(runs: Runs, figures: Iterable[str] = tuple(FIGURES)) -> dict[str, Any]:
     """Returns each figure's median, minimum and maximum for each runner that has measurements."""
     summary: dict[str, Any] = {}
     for name, results in runs.items():
-        for figure in FIGURES:
+        for figure in figures:
             values = [result[figure] for result in results if result.get(figure) is not None]
             if values:
                 spread = {"median": statistics.median(values), "min": min(values), "max": max(values)}
@@ -91,14 +91,15 @@ def table(summary: Mapping[str, Any], shares: Mapping[str, Mapping[str, float]],
     heads = ["runner", *(FIGURES[figure][0] for figure in shown), f"{to}: steady", f"{to}: wall"]
     lines = [f"| {' | '.join(heads)} |", "| " + " | ".join("---" for _ in heads) + " |"]
     for name, figures in summary.items():
-        cells = [_cell(figures.get(figure), *FIGURES[figure][1:]) for figure in shown]
+        cells = [cell(figures.get(figure), *FIGURES[figure][1:]) for figure in shown]
         share = shares.get(name)
         cells += [f"{share['steady']:.2f} x", f"{share['wall']:.2f} x"] if share else ["", ""]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(spread: Mapping[str, float] | None, scale: float, digits: int) -> str:
+def cell(spread: Mapping[str, float] | None, scale: float, digits: int) -> str:
+    """Returns a figure for a table: median (minimum to maximum); empty without one."""
     if spread is None:
         return ""
     low, mid, high = (spread[key] / scale for key in ("min", "median", "max"))

@@ -68,11 +68,11 @@ def tickets(shape: Shape) -> Iterator[Row]:
         yield Row(id=row["id"], text=row["ticket"], max_tokens=shape.max_tokens or 64, answer=row["answer"])
 
 
-def uniform(shape: Shape) -> Iterator[Row]:
-    """Yields rows of 256 tokens with answers of 128."""
+def uniform(shape: Shape, num_tokens: int = 256) -> Iterator[Row]:
+    """Yields rows of one length, 256 tokens, with answers of 128."""
     drawn = random.Random(shape.seed)
     for index in range(shape.num_rows):
-        yield _row(index, _tokens(drawn, 256, shape), 128, shape)
+        yield _row(index, _tokens(drawn, num_tokens, shape), 128, shape)
 
 
 def longtail(shape: Shape) -> Iterator[Row]:
