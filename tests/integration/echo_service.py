@@ -109,7 +109,6 @@ def pids(deployment: str) -> list[int]:
 
     details = _get_global_client().get_serve_details()  # type: ignore[union-attr]
     found = details["applications"]["manta"]["deployments"][deployment]["replicas"]
-        print(details["applications"]["manta"]["deployments"][deployment], file=sys.stderr)
     return [replica["pid"] for replica in found if replica["state"] == "RUNNING"]
 
 
