@@ -30,6 +30,10 @@ REPORT_S = 0.1
 SHARE_S = 0.004
 """With many replicas each tells less often: a report costs a router about 1 ms."""
 
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
 _log = logging.getLogger(__name__)
 
 
@@ -49,10 +53,15 @@ class RouterIngress:
         self._capacity = capacity
         self._known: dict[str, Capacity] = {}
 
-    async def __serve_build_asgi_app__(self) -> Callable[..., Awaitable[None]]:
+    async def __serve_build_asgi_app__(self) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
         """Begins to watch the replicas and returns the app."""
         self._watch = watch_replicas(self._target, self._set_replicas)
-        return self._answer
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:  # uvicorn takes a method for ASGI 2
+            if scope["type"] == "http":
+                await self._answer(scope, receive, send)
+
+        return app
 
     async def report(self, replica_id: str, events: list[tuple[int, str, int]]) -> None:
         """A replica tells what happened to its requests, see `Flights.hear`."""
@@ -69,15 +78,9 @@ class RouterIngress:
                 self._known[replica_id] = capacity
                 self._router.place(replica_id, capacity)
 
-    async def _answer(
-        self,
-        scope: MutableMapping[str, Any],
-        receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
-        send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
-    ) -> None:
-        """See ASGI."""
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         status, answer = 404, {}
-        if scope["type"] == "http" and scope["path"] == "/internal/route":
+        if scope["path"] == "/internal/route":
             chunks, size, has_more = [], 0, True
             while has_more and size <= BUFFER_BYTES:
                 message = await receive()

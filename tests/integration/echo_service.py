@@ -105,14 +105,10 @@ def main() -> None:
 
 
 def pids(deployment: str) -> list[int]:
-    import ray.serve as rayserve
     from ray.serve._private.api import _get_global_client
 
     details = _get_global_client().get_serve_details()  # type: ignore[union-attr]
-    del rayserve
     found = details["applications"]["manta"]["deployments"][deployment]["replicas"]
-    if os.environ.get("DEBUG_ROUTER"):
-        print(details["applications"]["manta"]["deployments"][deployment], file=sys.stderr)
     return [replica["pid"] for replica in found if replica["state"] == "RUNNING"]
 
 
