@@ -71,7 +71,7 @@ def test_texts_come_back_from_arrow(texts: list[str], model: str | None, rest: d
 
 
 def test_every_endpoint_that_takes_a_body_has_formats():
-    assert set(ENDPOINTS) == EXPOSED - {"/health", "/ready", "/openapi.json", "/v1/models"}
+    assert set(ENDPOINTS) == EXPOSED - {"/health", "/ready", "/metrics", "/openapi.json", "/v1/models"}
     assert all(media_types(path) for path in ENDPOINTS)
     assert media_types("/v1/models") == []
 
