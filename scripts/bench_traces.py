@@ -1,4 +1,4 @@
-"""Traces for autoscaling: two recorded ones, scaled up, and one of a generator with quiet stretches and peaks of 10 x."""
+"""A trace for autoscaling from a seeded generator: quiet stretches and peaks of 10 x."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipelines.simulate.trace import Trace
 def bursty(seed: int, seconds: float = 7200.0, base: float = 6.0, peak: float = 10.0) -> Trace:
     """Returns Poisson arrivals whose rate is even, silent for minutes at times, and rises to a peak now and then.
 
-    A peak comes every 8 to 20 minutes: it rises within 120 to 300 s, stays for 60 to 240 s, and falls as it rose. Half of
+    A peak comes every 8 to 20 minutes: it rises within 120 to 300 s, stays for 60 to 240 s, falls as it rose. Half of
     the time between two of them, two to five minutes are silent. Lengths are log-normal: prompts of 1,200 tokens on
     average (at most 16,000), answers of 200 (at most 2,000).
 
@@ -25,7 +25,9 @@ def bursty(seed: int, seconds: float = 7200.0, base: float = 6.0, peak: float = 
     at = rng.uniform(240, 600)
     while at < seconds:
         rise, stay = rng.uniform(120, 300), rng.uniform(60, 240)
-        shape = np.interp(np.arange(len(rate)), [at, at + rise, at + rise + stay, at + 2 * rise + stay], [1, peak, peak, 1])
+        shape = np.interp(
+            np.arange(len(rate)), [at, at + rise, at + rise + stay, at + 2 * rise + stay], [1, peak, peak, 1]
+        )
         rate = np.maximum(rate, shape)
         gap = rng.uniform(480, 1200)
         end = at + 2 * rise + stay

@@ -103,7 +103,11 @@ class AutoscaleSpec:
             ("forecast_bin_s", 0 < self.forecast_bin_s < math.inf, "> 0"),
             ("forecast_quantile", 0 < self.forecast_quantile < 1, "in (0, 1)"),
             ("forecast_utilization", 0 < self.forecast_utilization <= 1, "in (0, 1]"),
-            ("forecast_memory_s", self.forecast_bin_s <= self.forecast_memory_s < math.inf, ">= autoscale.forecast_bin_s"),
+            (
+                "forecast_memory_s",
+                self.forecast_bin_s <= self.forecast_memory_s < math.inf,
+                ">= autoscale.forecast_bin_s",
+            ),
             ("target_ongoing_requests", 0 < self.target_ongoing_requests < math.inf, "> 0"),
             ("look_back_s", 0 < self.look_back_s < math.inf, "> 0"),
             ("upscale_delay_s", 0 <= self.upscale_delay_s < math.inf, ">= 0"),

@@ -29,7 +29,7 @@ class ReplicaSpec:
     max_num_seqs: int = 128
     """Sequences that are computed at a time."""
     max_ongoing_requests: int | None = None
-    """Requests that it holds at a time, waiting ones included; others wait in front of it. Twice max_num_seqs if null."""
+    """Requests that it holds at a time, waiting ones included; others wait in front. Twice max_num_seqs if null."""
     kv_tokens: int = 400_000
     """Tokens that its KV cache has room for."""
     num_devices: int = 1

@@ -113,7 +113,16 @@ class Fleet:
                 if decision.target != self._target:
                     reasons.append((now, decision.target, decision.reason))
                 self._resize(decision.target, now)
-                ticks.append((now, self._target, len(self._ready), len(self._starting), len(self._draining), seen.waiting_requests))
+                ticks.append(
+                    (
+                        now,
+                        self._target,
+                        len(self._ready),
+                        len(self._starting),
+                        len(self._draining),
+                        seen.waiting_requests,
+                    )
+                )
                 heapq.heappush(events, (now + self._scale.interval_s, _TICK))
             else:
                 self._became_ready(now)
@@ -199,7 +208,7 @@ class Fleet:
         )
 
     def _resize(self, target: int, now: float) -> None:
-        """Starts replicas, or takes some away: those that start first, the last one first, then those with least to do."""
+        """Starts replicas, or takes some away: first those that start, the last one first, then the least loaded."""
         self._target = target
         for _ in range(target - len(self._ready) - len(self._starting)):
             number = self._start(now)

@@ -101,7 +101,7 @@ def mean_replicas(trace: Trace, job: SimulateJob) -> int:
 
 
 def first_replicas(trace: Trace, job: SimulateJob) -> int:
-    """Returns the fleet that runs when the trace begins: for the busiest span of its first minute, within the bounds."""
+    """Returns the fleet that the trace begins with: for the busiest span of its first minute, within the bounds."""
     if job.simulate.initial_replicas is not None:
         return job.simulate.initial_replicas
     first = busy_series(trace, job)[: 60 // PEAK_S].max()

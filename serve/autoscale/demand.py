@@ -8,9 +8,7 @@ from serve.autoscale.observation import Capacity, Observation
 
 def busy_replicas(prompt_tokens_per_s: float, answer_tokens_per_s: float, capacity: Capacity) -> float:
     """Returns the replicas that these rates keep busy. Prompts and answers share a replica's time, so shares add up."""
-    return (
-        prompt_tokens_per_s / capacity.prefill_tokens_per_s + answer_tokens_per_s / capacity.decode_tokens_per_s
-    )
+    return prompt_tokens_per_s / capacity.prefill_tokens_per_s + answer_tokens_per_s / capacity.decode_tokens_per_s
 
 
 def arriving(seen: Observation) -> float:
@@ -35,5 +33,5 @@ def held(seen: Observation) -> float:
 
 
 def size_for(spec: AutoscaleSpec, seen: Observation, load: float, utilization: float) -> float:
-    """Returns the wish: a fleet of which ``load`` takes the given share, that works off its queue and has all places."""
+    """Returns the wish: a fleet of which ``load`` takes that share, that works off its queue and has all places."""
     return max(load / utilization + queue(spec, seen), held(seen))

@@ -24,7 +24,7 @@ class Calm:
     wishes: tuple[tuple[float, float], ...] = ()
     """(time, wish) of the window, each larger than those after it: the first is the largest."""
     since_s: float | None = None
-    """When it began to look: none leaves before a window has been seen, so a restart of the controller costs nothing."""
+    """When it began to look: none leaves before a window was seen, so a restarted controller takes nothing away."""
     left_s: float = -math.inf
     """When replicas were last asked to leave."""
     asked_s: float | None = None
