@@ -63,9 +63,9 @@ class AutoscaleSpec:
     """Metrics older than this move nothing; the size that is there is held."""
     forecast_bin_s: float = 10.0
     """``forecast``: arrivals are summed over spans of this length."""
-    forecast_quantile: float = 0.98
-    """``forecast``: what is expected is exceeded, as in the past, this seldom: 0.98 is two spans of a hundred."""
-    forecast_utilization: float = 0.9
+    forecast_quantile: float = 0.99
+    """``forecast``: what is expected is exceeded, as in the past, this seldom: 0.99 is one span of a hundred."""
+    forecast_utilization: float = 0.75
     """``forecast``: share of capacity that the expected load may take; the bursts are in what is expected."""
     forecast_memory_s: float = 3600.0
     """``forecast``: how far that past reaches."""

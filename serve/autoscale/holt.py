@@ -1,8 +1,8 @@
 """What a series will be some steps from now: the better of two simple models, by their own past errors.
 
 Holt's linear smoothing with a damped trend, once with a trend (a load that rises or falls) and once without (one
-that is noisy about a level). Which is better changes from service to service and from hour to hour, so both run along, and the
-one with the smaller discounted squared error at the horizon speaks. Backtest: docs/decisions/0011-forecast.md.
+that is noisy about a level). Which is better changes from service to service and from hour to hour, so both run along,
+and the one with the smaller discounted squared error at the horizon speaks. Backtest: docs/decisions/0011-forecast.md.
 
 Source: Gardner and McKenzie, Forecasting Trends in Time Series, Management Science 31 (1985): damped trend.
 """
