@@ -4,8 +4,8 @@
     python scripts/bench_autoscale.py --case mooncake --trace mooncake_synthetic_trace.jsonl --copies 2 --ttft-s 30
     python scripts/bench_autoscale.py --case bursty_1 --bursty 1
 
-All policies, a fixed fleet for the busiest ten seconds and one for the mean; `requests` with several
-targets, so that one costs what a policy of ours does (cost is no steady function of the target: bisection fails). The replica is that of --replica.
+All policies, a fixed fleet for the busiest ten seconds and one for the mean; `requests` with several targets, so that
+one costs what a policy of ours does (cost is no steady function of the target: bisection fails).
 """
 
 from __future__ import annotations
