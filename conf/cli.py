@@ -19,6 +19,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "batch": ("pipelines.batch.job:run", "run a model over a table: prompts in, answers out"),
     "serve": ("serve.app:run", "answer requests over HTTP in OpenAI's form; serve status, serve stop"),
     "plan": ("pipelines.forecast.verb:run", "say how a job would run, how long and for how much; takes no GPU"),
+    "simulate": ("pipelines.simulate.verb:run", "replay a trace of arrivals against an autoscaler; takes no GPU"),
     "inspect": ("pipelines.batch.inspection:run", "show what a job has come to: counts, error classes, failed rows"),
     "redrive": ("pipelines.batch.redrive:run", "ask the failed rows of a job again and merge their answers"),
     "keys": ("serve.key_verb:run", "make, list and revoke the API keys of manta serve"),
@@ -76,8 +77,8 @@ def _run(verb: str, words: list[str]) -> int:
     if "-h" in words or "--help" in words:
         print(help_text(verb, VERBS[verb][1]))
         return 0
-    if verb == "plan":
-        words = ["plan.json_file=-" if word == "--json" else word for word in words]
+    if verb in ("plan", "simulate"):
+        words = [f"{verb}.json_file=-" if word == "--json" else word for word in words]
     flags, overrides = _split_flags(words)
     if flags:
         if "--cfg" not in flags:

@@ -34,6 +34,12 @@ It takes what manta batch takes, and runs nothing.""",
 It answers until Ctrl-C, which finishes the requests in flight; a second Ctrl-C stops at once. With
 deployment.detach=true it goes on in the background; the same command with another configuration updates it while it
 answers.""",
+    "simulate": """  manta simulate trace=arrivals.csv
+  manta simulate trace=arrivals.jsonl autoscale=slo autoscale.ttft_target_s=1 simulate.copies=20 --json
+  manta simulate trace=arrivals.parquet replica.start_s=60 replica.prefill_tokens_per_s=40000 \\
+      cluster.price_per_hour=2.5 simulate.plot_file=fleet.html
+
+It starts nothing: replicas are as fast, and start as slowly, as replica.* says.""",
 }
 
 

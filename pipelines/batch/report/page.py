@@ -21,7 +21,8 @@ from pipelines.batch.timeline import Life, Timeline
 
 MAX_SIGNS = 1000
 """Of a value or message; the rest is cut."""
-_FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent
+"""That of the templates and the style."""
 
 
 def build_page(
@@ -38,11 +39,11 @@ def build_page(
     Returns:
         HTML that needs nothing else and runs nothing.
     """
-    style = (_FOLDER / "page.css").read_text(encoding="utf-8")
+    style = (FOLDER / "page.css").read_text(encoding="utf-8")
     lives = [[timeline.lives[name] for name in share.replicas] for share in shares] if timeline is not None else []
     wall_s = timeline.wall_s if timeline is not None else 0.0
     return (
-        _environment()
+        environment()
         .get_template("page.html.jinja")
         .render(
             r=record,
@@ -69,20 +70,21 @@ def build_page(
     )
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined
+def environment(*folders: Path) -> jinja2.Environment:
+    """Returns what renders a page; its templates are those of this folder and of ``folders``."""
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([FOLDER, *folders]), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {
+    made.filters |= {
         "count": lambda value: f"{value:,.0f}",
         "seconds": lambda value: f"{value:.1f} s" if value < 60 else duration(value),
         "cut": _cut,
         "name": lambda value: value.replace("_", "-"),
     }
     for name in ("WIDTH", "HEIGHT", "LEFT", "RIGHT", "BOTTOM"):
-        environment.globals[name] = getattr(plot, name)
-    environment.globals["in_words"] = in_words
-    return environment
+        made.globals[name] = getattr(plot, name)
+    made.globals["in_words"] = in_words
+    return made
 
 
 def _headline(record: dict[str, Any]) -> str:

@@ -134,7 +134,7 @@ def test_embeddings_are_packed_floats(is_text: bool):
     found = msgspec.msgpack.decode(write(Format.messagepack, body, EMBEDDINGS))
     assert [item["embedding"] for item in found["data"]] == packed
     message = api_pb2.EmbeddingList.FromString(write(Format.protobuf, body, EMBEDDINGS))
-    assert [list(item.embedding) for item in message.data] == pytest.approx(VECTORS)
+    assert [list(item.embedding) for item in message.data] == [pytest.approx(vector) for vector in VECTORS]
     vector = api_generated.EmbeddingList.GetRootAs(write(Format.flatbuffers, body, EMBEDDINGS)).Data(1)
     assert vector.EmbeddingAsNumpy().tobytes() == packed[1]
     table = pa.ipc.open_stream(write(Format.arrow, body, EMBEDDINGS)).read_all()

@@ -1,0 +1,1 @@
+"""`manta simulate`: a fleet of replicas in simulated time, under an autoscaler."""

@@ -1,0 +1,110 @@
+"""What a service would have measured by now: rates over windows, percentiles, what waits."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from collections import deque
+
+import numpy as np
+
+from conf.schema.autoscale import AutoscaleSpec
+from serve.autoscale.observation import Capacity, Observation
+
+MEMORY = 1000
+"""Answers over which the expected length is an average, exponentially weighed."""
+
+
+class Meter:
+    """Counts arrivals, first tokens and ends."""
+
+    def __init__(self, spec: AutoscaleSpec, mean_answer: float) -> None:
+        """Starts at time 0.
+
+        Args:
+            spec: the windows.
+            mean_answer: the expected length of an answer, in tokens, before one has ended.
+        """
+        self._spec = spec
+        self.mean_answer = mean_answer
+        """The expected length of an answer, in tokens."""
+        self._requests = self._prompt_tokens = 0
+        self._begun = self._begun_tokens = self._ended = 0
+        self._counts: deque[tuple[float, int, int]] = deque([(0.0, 0, 0)])  # at decisions: time, requests, tokens
+        self._ttft = (array("d"), array("d"))  # when, value
+        self._tpot = (array("d"), array("d"))
+
+    def arrived(self, prompt: int) -> None:
+        """A request came."""
+        self._requests += 1
+        self._prompt_tokens += prompt
+
+    def began(self, now: float, ttft: float, prompt: int) -> None:
+        """An answer's first token is there."""
+        self._begun += 1
+        self._begun_tokens += prompt
+        self._ttft[0].append(now)
+        self._ttft[1].append(ttft)
+
+    def ended(self, now: float, answer: int, tpot: float | None) -> None:
+        """An answer is complete."""
+        self._ended += 1
+        self.mean_answer += (answer - self.mean_answer) / min(MEMORY, self._ended + 100)
+        if tpot is not None:
+            self._tpot[0].append(now)
+            self._tpot[1].append(tpot)
+
+    def observe(
+        self, now: float, *, target: int, running: int, starting: int, draining: int, start_s: float, capacity: Capacity
+    ) -> Observation:
+        """Returns what there is to see at a decision; time does not go back from one to the next."""
+        spec = self._spec
+        counts = self._counts
+        counts.append((now, self._requests, self._prompt_tokens))
+        while len(counts) > 2 and counts[1][0] <= now - spec.long_window_s:
+            counts.popleft()
+        short = self._rates(now, spec.short_window_s)
+        long = self._rates(now, spec.long_window_s)
+        waiting = self._requests - self._begun
+        answering = self._begun - self._ended
+        return Observation(
+            now_s=now,
+            metrics_age_s=0.0,
+            target=target,
+            running=running,
+            starting=starting,
+            draining=draining,
+            running_requests=answering,
+            waiting_requests=waiting,
+            waiting_prompt_tokens=self._prompt_tokens - self._begun_tokens,
+            outstanding_answer_tokens=self.mean_answer * (waiting + answering / 2),
+            short_prompt_tokens_per_s=short[0],
+            short_answer_tokens_per_s=short[1],
+            long_prompt_tokens_per_s=long[0],
+            long_answer_tokens_per_s=long[1],
+            ttft_s=self._percentile(self._ttft, now),
+            tpot_s=self._percentile(self._tpot, now),
+            start_s=start_s,
+            capacity=capacity,
+        )
+
+    def _rates(self, now: float, window_s: float) -> tuple[float, float]:
+        """Tokens/s of prompts, and of answers by their expected length, since the last decision before the window."""
+        before = self._counts[0]
+        for count in reversed(self._counts):
+            before = count
+            if count[0] <= now - window_s:
+                break
+        # at the beginning the window is as long as there is time: one decision's interval at least
+        span = max(now - before[0], self._spec.interval_s)
+        requests = self._requests - before[1]
+        return (self._prompt_tokens - before[2]) / span, requests * self.mean_answer / span
+
+    def _percentile(self, series: tuple[array[float], array[float]], now: float) -> float | None:
+        times, values = series
+        begin = bisect_left(times, now - self._spec.long_window_s)
+        count = len(times) - begin
+        if not count:
+            return None
+        place = min(count - 1, int(count * self._spec.slo_percentile / 100))
+        return float(np.partition(np.array(values[begin:]), place)[place])

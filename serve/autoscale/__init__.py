@@ -1,0 +1,1 @@
+"""How many replicas: pure functions of what was seen and what is remembered."""
