@@ -26,7 +26,7 @@ def test_a_partitioned_model_answers_survives_its_worker_and_drains(tmp_path: Pa
         assert len(ranks) == 2
         ranks[1].kill()
         service.ready(503)
-        assert service.ready(200) <= {503, 500}  # 500: what was in the replica as it was ended
+        assert service.ready(200) <= {503, 502, 500}  # 500 and 502: what was in the replica as it was ended
         again = httpx.post(f"{service.url}/v1/completions", json=ASK, headers=who, timeout=120).json()
         assert again["choices"][0]["text"] == whole["choices"][0]["text"]
 
