@@ -162,6 +162,7 @@ def test_a_replica_that_dies_loses_no_whole_answer_and_cuts_its_streams(
     else:
         assert set(statuses) <= {200, 500, 503}
     service.wait_for("replica", 2, {victim})
+    service.wait_for_answers(2)
 
 
 def test_a_replica_that_leaves_cuts_nobody(service: EchoService, client: httpx.Client):
