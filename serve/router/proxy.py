@@ -29,6 +29,8 @@ ASK_S = 1
 """Seconds that a router may take to answer; then any replica gets the request."""
 BUFFER_BYTES = 1 << 20
 """A request that is no longer than this (headers included) is seen whole by the router, and can be sent again."""
+KEEP_ALIVE_S = 90
+"""Ray Serve's default for connections without a request."""
 MAX_SCRATCH_CHARS = 38
 """HAProxy's socket lies in SCRATCH/NODE/s, a node's name has 56 characters, and 97 are allowed."""
 
@@ -104,8 +106,8 @@ def set_flags(job: ServeJob, scratch: Path, environment: MutableMapping[str, str
         # one that broke off before an answer began, or found no engine, is asked once of another replica
         "HAPROXY_RETRY_ON": "conn-failure empty-response 500 502 503",
         "HAPROXY_RETRIES": 1,
-        # a process that was reloaded away ends what it has begun
-        "HAPROXY_HARD_STOP_AFTER_S": round(job.deployment.request_timeout_s + job.deployment.drain_s),
+        # a process that was reloaded away ends what it has begun, and what comes on connections that it still has
+        "HAPROXY_HARD_STOP_AFTER_S": round(KEEP_ALIVE_S + job.deployment.request_timeout_s + job.deployment.drain_s),
         "DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": DRAIN_S,
         "FALLBACK_PROXY_HTTP_PORT": http,
         "FALLBACK_PROXY_GRPC_PORT": grpc,

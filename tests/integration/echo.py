@@ -42,6 +42,15 @@ class EchoService:
             time.sleep(0.2)
         return found
 
+    def wait_for_answers(self, replicas: int, timeout_s: float = 30) -> None:
+        """Waits until so many replicas answer: the proxy hears of each a second or two after it runs."""
+        found: set[int] = set()
+        deadline = time.monotonic() + timeout_s
+        with httpx.Client() as client:
+            while len(found) < replicas:
+                found.add(self.ask(client, str(time.monotonic())).json()["pid"])
+                assert time.monotonic() < deadline, found
+
     def ask(self, client: httpx.Client, text: str = "x", **wants: Any) -> httpx.Response:
         body = {"messages": [{"role": "user", "content": text}], **wants}
         return client.post(f"{self.url}/v1/chat/completions", json=body)
@@ -64,6 +73,7 @@ def echoing(folder: Path, form: str, replicas: int = 2, routers: int = 1) -> Ite
         assert "ready\n" in process.stdout, (folder / "said").read_text()
         if form == "direct":
             service.wait_for("router", routers, set())
+        service.wait_for_answers(replicas)
         below = psutil.Process(process.pid).children(recursive=True)
         yield service
     finally:

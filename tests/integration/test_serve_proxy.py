@@ -44,12 +44,13 @@ def test_it_is_healthy(service: EchoService, client: httpx.Client):
 def test_prompts_stay_where_their_beginning_is(service: EchoService, client: httpx.Client, form: str):
     if form == "plain":
         pytest.skip("Ray Serve's proxy knows no prefixes")
-    where = collections.defaultdict(set)
+    where = collections.defaultdict(collections.Counter)
     for number in range(6):
         for letter in "abcdefgh":
-            where[letter].add(service.ask(client, letter * 8000 + str(number)).json()["pid"])
-    assert all(len(pids) == 1 for pids in where.values()), where
-    assert len(set.union(*where.values())) == 2  # eight prefixes on one of two replicas: not once in 100
+            where[letter][service.ask(client, letter * 8000 + str(number)).json()["pid"]] += 1
+    # ends are told 100 ms late: a replica may look busier than it is
+    assert sum(max(pids.values()) for pids in where.values()) >= 43, where
+    assert len(set().union(*where.values())) == 2
 
 
 def test_both_replicas_work(service: EchoService, client: httpx.Client):
@@ -162,6 +163,7 @@ def test_a_replica_that_dies_loses_no_whole_answer_and_cuts_its_streams(
     else:
         assert set(statuses) <= {200, 500, 503}
     service.wait_for("replica", 2, {victim})
+    service.wait_for_answers(2)
 
 
 def test_a_replica_that_leaves_cuts_nobody(service: EchoService, client: httpx.Client):

@@ -1,0 +1,61 @@
+"""Which form the proxy has, and the flags of the direct one."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from conf.errors import UserError
+from conf.schema.cluster import ClusterSpec
+from conf.schema.serve import DeploymentSpec, ProxyForm, ServeJob
+from serve.router.proxy import MAX_SCRATCH_CHARS, decide_form, set_flags
+
+SHORT, LONG = Path("/tmp/manta-12345678"), Path("/tmp/" + "x" * MAX_SCRATCH_CHARS)
+
+
+def job(form: str = "auto", address: str | None = None) -> ServeJob:
+    return ServeJob(deployment=DeploymentSpec(proxy=ProxyForm(form)), cluster=ClusterSpec(address=address))
+
+
+@pytest.mark.parametrize(
+    ("asked", "address", "scratch", "form"),
+    [
+        ("auto", None, SHORT, ProxyForm.direct),
+        ("auto", None, LONG, ProxyForm.plain),
+        ("auto", "10.0.0.1:6379", SHORT, ProxyForm.plain),
+        ("plain", None, SHORT, ProxyForm.plain),
+        ("direct", None, SHORT, ProxyForm.direct),
+    ],
+)
+def test_it_is_direct_where_it_can_be(asked: str, address: str | None, scratch: Path, form: ProxyForm):
+    assert decide_form(job(asked, address), scratch) is form
+
+
+@pytest.mark.parametrize(("address", "scratch"), [("10.0.0.1:6379", SHORT), (None, LONG)])
+def test_what_direct_lacks_is_said(address: str | None, scratch: Path):
+    with pytest.raises(UserError, match=r"deployment\.proxy=direct needs"):
+        decide_form(job("direct", address), scratch)
+
+
+def test_what_the_user_has_set_stays(tmp_path: Path):
+    environment = {"RAY_SERVE_HAPROXY_NBTHREAD": "9"}
+    set_flags(job(), tmp_path, environment)
+    assert environment["RAY_SERVE_HAPROXY_NBTHREAD"] == "9"
+    assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+
+
+def test_the_program_that_is_named_becomes_haproxy(tmp_path: Path):
+    environment: dict[str, str] = {}
+    set_flags(job(), tmp_path, environment)
+    command = [environment["RAY_SERVE_HAPROXY_BINARY_PATH"], "-v"]
+    assert "HAProxy version" in subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+
+
+def test_ray_knows_every_flag(tmp_path: Path):
+    from ray.serve._private import constants, haproxy
+
+    environment: dict[str, str] = {}
+    set_flags(job(), tmp_path, environment)
+    assert all(hasattr(constants, name) or hasattr(haproxy, name) for name in environment)
