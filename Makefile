@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-deps --no-input
 
-.PHONY: help install demo test lint types contracts unit lock wire clean
+.PHONY: help install demo test lint types contracts unit slow lock wire clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,9 @@ contracts: $(STAMP)
 
 unit: $(STAMP)
 	@$(BIN)/python -m pytest
+
+slow: $(STAMP) ## the tests at full size, minutes each
+	@$(BIN)/python -m pytest -m slow
 
 lock: ## resolve requirements/*.in again (needs uv on the PATH)
 	@for extra in cpu gpu; do \

@@ -65,8 +65,11 @@ class DeploymentSpec:
     """The address that it listens on; 0.0.0.0 is every one of this machine's."""
     port: int = 8000
     """The port that it listens on."""
-    proxy: ProxyForm = ProxyForm.auto
-    """What stands between clients and replicas: HAProxy and the router (direct), or Ray Serve's own proxy (plain)."""
+    proxy: ProxyForm = ProxyForm.plain
+    """What stands between clients and replicas: HAProxy and the router (direct), or Ray Serve's own proxy (plain).
+
+    Plain until the direct form drains: it cuts streams that run when the service is stopped.
+    """
     max_ongoing_requests: int | None = None
     """Requests that one replica holds at a time, waiting ones included; engine.max_in_flight where null."""
     max_queued_requests: int = 1024

@@ -11,6 +11,7 @@ from real import ENVIRONMENT, manta, record
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
+@pytest.mark.slow
 def test_one_and_two_replicas_give_the_same_greedy_answers_on_real_questions(gsm8k: Path, tmp_path: Path) -> None:
     answers = {}
     for replicas in (1, 2):
@@ -49,6 +50,7 @@ def test_a_partitioned_engine_answers_in_a_placement_group(tickets: Path, tmp_pa
     assert record(out)["exact_match"] >= 0.9
 
 
+@pytest.mark.slow
 def test_what_is_compiled_is_kept_for_the_next_job(
     tickets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ from real import ENVIRONMENT, manta, record, start
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 
+@pytest.mark.slow
 def test_a_killed_job_answers_the_shipped_tickets_at_the_shipped_quality(tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ("model=demo", "data=tickets", "sampling.max_tokens=128", f"output.path={out}")
