@@ -186,7 +186,7 @@ class Service:
         deadline = time.monotonic() + self.plan.job.deployment.drain_s + LEAVE_S
         while time.monotonic() < deadline:
             status = rayserve.status().applications.get(self._name)
-            if status is None or REPLICA not in status.deployments:
+            if status is None or (self.plan.form is ProxyForm.plain and REPLICA not in status.deployments):
                 return
             time.sleep(POLL_S)
 

@@ -68,7 +68,7 @@ class DeploymentSpec:
     proxy: ProxyForm = ProxyForm.plain
     """What stands between clients and replicas: HAProxy and the router (direct), or Ray Serve's own proxy (plain).
 
-    Plain until the direct form drains: it cuts streams that run when the service is stopped.
+    Plain until it is proven that the direct form cuts no stream when the service stops.
     """
     max_ongoing_requests: int | None = None
     """Requests that one replica holds at a time, waiting ones included; engine.max_in_flight where null."""
