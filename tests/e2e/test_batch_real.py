@@ -38,6 +38,7 @@ def test_one_and_two_replicas_give_the_same_greedy_answers_on_real_questions(gsm
     assert same >= 0.995 * len(answers[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["tp2_cpu", "pp2_cpu"])
 def test_a_partitioned_engine_answers_in_a_placement_group(tickets: Path, tmp_path: Path, engine: str) -> None:
     out = tmp_path / "out"

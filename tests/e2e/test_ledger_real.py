@@ -143,6 +143,7 @@ def test_embeddings_are_lists_of_one_length(table: Path, tmp_path: Path) -> None
     assert record(tmp_path / "out")["shared"] == 1
 
 
+@pytest.mark.slow
 def test_rows_are_classified(table: Path, models: Path, tmp_path: Path) -> None:
     answers = job(table, tmp_path / "out", "model=hf", f"model.path={models / 'classifier'}", "task=classify")
     assert set(answers.column("label").to_pylist()) <= set(LABELS)
@@ -150,6 +151,7 @@ def test_rows_are_classified(table: Path, models: Path, tmp_path: Path) -> None:
         assert sum(probabilities) == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_rows_are_scored(table: Path, models: Path, tmp_path: Path) -> None:
     words = ("model=hf", f"model.path={models / 'ranker'}", "task=score", "data.document=Where is the parcel?")
     scores = job(table, tmp_path / "out", *words).column("score").to_pylist()
