@@ -184,10 +184,8 @@ class Service:
             self._is_open = False
             self._run(build_gate())
         deadline = time.monotonic() + self.plan.job.deployment.drain_s + LEAVE_S
-        while time.monotonic() < deadline:
-            status = rayserve.status().applications.get(self._name)
-            if status is None or (self.plan.form is ProxyForm.plain and REPLICA not in status.deployments):
-                return
+        # Ray Serve's status forgets a deployment at once; its replicas are there until their requests have ended
+        while self._actors() and time.monotonic() < deadline:
             time.sleep(POLL_S)
 
     def stop(self) -> None:
@@ -225,16 +223,21 @@ class Service:
         calm = 0
         while calm < 3 and time.monotonic() < deadline:
             try:
-                named: list[Any] = ray.util.list_named_actors(all_namespaces=True)
-                beginning = f"SERVE_REPLICA::{self._name}#{REPLICA}#"
-                names = [actor["name"] for actor in named if actor["name"].startswith(beginning)]
-                actors = [ray.get_actor(name, namespace="serve") for name in names]
+                actors = [ray.get_actor(name, namespace="serve") for name in self._actors()]
                 held = ray.get([actor.get_num_ongoing_requests.remote() for actor in actors], timeout=2 * POLL_S)
             except (RayError, ValueError):  # one that dies or hangs
                 held = []
             # a request that waits is given to the next free replica within half a second
             calm = calm + 1 if not held or min(held) < self.plan.max_ongoing_requests else 0
             time.sleep(POLL_S)
+
+    def _actors(self) -> list[str]:
+        """Names of the replicas' actors, of those that drain too."""
+        import ray
+
+        named: list[Any] = ray.util.list_named_actors(all_namespaces=True)
+        beginning = f"SERVE_REPLICA::{self._name}#{REPLICA}#"
+        return [actor["name"] for actor in named if actor["name"].startswith(beginning)]
 
     def _open(self, plan: ServicePlan) -> bool:
         if plan.form is ProxyForm.direct:  # HAProxy says itself that nobody is there
