@@ -97,6 +97,13 @@ class Load:
         got, self._got = self._got, []
         return Counter(got)
 
+    def wait_for(self, name: str) -> None:
+        """Returns once a replica of that name has answered: Ray Serve's proxy hears of new ones a moment later."""
+        deadline = time.monotonic() + 20
+        while (200, name) not in self._got:
+            assert time.monotonic() < deadline, Counter(self._got)
+            time.sleep(0.05)
+
     @contextmanager
     def running(self) -> Iterator[Load]:
         for thread in self._threads:
@@ -138,6 +145,7 @@ def test_an_update_cuts_no_request(tmp_path: Path):
             assert service.start()
             with Load(plan.url).running() as load:
                 assert update("two") is Outcome.done
+                load.wait_for("two")
                 names = load.got()
                 assert set(names) == {(200, "one"), (200, "two")}
 
