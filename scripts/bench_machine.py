@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from process_tree import tree
 
 FREE_GPU_MIB = 2048
 """A GPU in use by less is free: what a process held is given back a few seconds after its end."""
@@ -99,12 +100,7 @@ def run_measured(words: list[str], environment: dict[str, str], timeout_s: float
 
 def end_all(pid: int) -> None:
     """Ends a process and all below it: an engine that outlives its runner would hold the GPU."""
-    try:
-        root = psutil.Process(pid)
-        tree = [*root.children(recursive=True), root]
-    except psutil.NoSuchProcess:
-        return
-    for process in tree:
+    for process in reversed(tree(pid)):
         try:
             process.kill()
         except psutil.NoSuchProcess:

@@ -21,6 +21,7 @@ import psutil
 from bench_load import PATH
 from bench_ray_apps import NAME, AppTask
 from bench_runners import CPU_ENVIRONMENT, ENVIRONMENT, ROOT, command_line, engine_words
+from process_tree import tree
 
 SCRIPTS = Path(__file__).resolve().parent
 KEY = "sk-bench-0123456789abcdef"
@@ -94,15 +95,6 @@ def title_of(words: list[str], name: str) -> str:
     """
     first = words[0] if words else name
     return first.split()[0].partition(".")[0] if first.startswith(("ray::", "VLLM::")) else name
-
-
-def tree(pid: int) -> list[psutil.Process]:
-    """Returns a process and all below it; none when it is gone."""
-    try:
-        root = psutil.Process(pid)
-        return [root, *root.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
 
 
 def free_port() -> int:

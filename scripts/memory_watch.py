@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 
 import psutil
+from process_tree import tree
 
 
 class MemoryWatch:
@@ -31,14 +32,13 @@ class MemoryWatch:
     def _watch(self) -> None:
         while not self._stop.wait(1.0):
             total = 0
-            try:
-                root = psutil.Process(self._pid)
-                for process in [root, *root.children(recursive=True)]:
-                    try:
-                        total += process.memory_full_info().pss
-                    except psutil.Error:
-                        continue
-            except psutil.Error:
+            processes = tree(self._pid)
+            if not processes:
                 return
+            for process in processes:
+                try:
+                    total += process.memory_full_info().pss
+                except psutil.Error:
+                    continue
             self.peak_bytes = max(self.peak_bytes, total)
             self.peak_gpu_bytes = max(self.peak_gpu_bytes, *(mib << 20 for mib in self._gpu_mib()), 0)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
+
+from serve.middleware.answer import error_body
 
 RETRY_AFTER_S = 5
 
@@ -20,8 +22,8 @@ class Gate:
         """Refuses every request but /health, which asks whether anybody is there."""
         if request.url.path == "/health":
             return Response()
-        error = {"message": "the service starts or stops", "type": "service_unavailable", "param": None, "code": None}
-        return JSONResponse({"error": error}, 503, {"retry-after": str(RETRY_AFTER_S)})
+        body = error_body("the service starts or stops", "service_unavailable")
+        return Response(body, 503, {"retry-after": str(RETRY_AFTER_S)}, "application/json")
 
 
 def build_gate(*behind: Any) -> Any:

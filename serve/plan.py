@@ -63,8 +63,10 @@ class ServicePlan:
 
     def behind(self, form: ProxyForm) -> ServicePlan:
         """Returns the plan with a proxy in front: behind a router each replica tells it what happens."""
+        if form is ProxyForm.plain:
+            return replace(self, form=form)
         told: Layer = ("serve.middleware.progress:Progress", {"bytes_per_token": self.job.router.bytes_per_token})
-        return replace(self, form=form, layers=[told, *self.layers] if form is ProxyForm.direct else self.layers)
+        return replace(self, form=form, layers=[told, *self.layers])
 
 
 def make_plan(job: ServeJob, is_update: bool = False) -> ServicePlan:

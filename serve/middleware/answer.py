@@ -48,8 +48,18 @@ async def refuse(
         code: OpenAI's ``code``, for programs.
         headers: names and values, beside content-type and content-length.
     """
-    body = msgspec.json.encode({"error": {"message": message, "type": kind, "param": None, "code": code}})
+    body = error_body(message, kind, code)
     await answer(send, status, body, [("content-type", "application/json"), *headers])
+
+
+def error_body(message: str, kind: str, code: str | None = None) -> bytes:
+    """Returns an error in OpenAI's shape as JSON; see `refuse`."""
+    return msgspec.json.encode({"error": {"message": message, "type": kind, "param": None, "code": code}})
+
+
+def error_event(message: str, kind: str, code: str) -> bytes:
+    """Returns an error as an event of a stream, whose status has been sent."""
+    return b"data: " + error_body(message, kind, code) + b"\n\n"
 
 
 async def answer(send: Send, status: int, body: bytes, headers: Sequence[tuple[str, str]] = ()) -> None:

@@ -6,9 +6,7 @@ import asyncio
 import math
 import re
 
-import msgspec
-
-from serve.middleware.answer import ASGIApp, Message, Receive, Refused, Scope, Send, refuse_with
+from serve.middleware.answer import ASGIApp, Message, Receive, Refused, Scope, Send, error_event, refuse_with
 from serve.middleware.header import Headers, media_type
 
 TIMEOUT = b"x-request-timeout"
@@ -138,8 +136,7 @@ class _Line:
             headers = [("x-should-retry", "false")]
             await refuse_with(self._send, Refused(504, message, "timeout_error", "deadline_exceeded", headers))
         elif self._is_stream and not self._is_ended:
-            error = {"message": message, "type": "timeout_error", "param": None, "code": "deadline_exceeded"}
-            event = b"data: " + msgspec.json.encode({"error": error}) + b"\n\n"
+            event = error_event(message, "timeout_error", "deadline_exceeded")
             await self._send({"type": "http.response.body", "body": b"\n\n" * self._is_within + event})
         elif not self._is_ended:
             raise TimeoutError(message)  # a body without its end: the connection is closed

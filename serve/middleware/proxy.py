@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import os
 
-import msgspec
 from starlette.middleware import Middleware
 
-from serve.middleware.answer import ASGIApp, Message, Receive, Refused, Scope, Send, refuse_with
+from serve.middleware.answer import ASGIApp, Message, Receive, Refused, Scope, Send, error_event, refuse_with
 from serve.middleware.deadline import asked_timeout_s
 from serve.middleware.header import media_type
 from serve.middleware.identity import REQUEST_ID, identify
@@ -22,13 +21,7 @@ MARGIN_S = 5.0
 _RAY_TIMEOUT = b"x-request-timeout-seconds"
 _RAY_HINTS = (_RAY_TIMEOUT, b"x-request-disconnect-disabled")
 """By these a client could have its request run on without end, whether it is there or not."""
-_LOST = (
-    b"data: "
-    + msgspec.json.encode(
-        {"error": {"message": "The replica is lost.", "type": "server_error", "param": None, "code": "replica_lost"}}
-    )
-    + b"\n\n"
-)
+_LOST = error_event("The replica is lost.", "server_error", "replica_lost")
 _SAID = {
     404: ("there is nothing at this path", "not_found_error", "not_found"),
     408: ("The request was not answered in time.", "timeout_error", "deadline_exceeded"),
