@@ -26,7 +26,8 @@ def main() -> None:
     address = f"cluster.address={context.address_info['gcs_address']}"
     seen: list[str] = []
     deadline = time.monotonic() + TIMEOUT_S
-    with subprocess.Popen([*sys.argv[1:], address], start_new_session=True) as job:
+    # what the job and Ray's own log say is no state: the list is this script's output alone
+    with subprocess.Popen([*sys.argv[1:], address], stdout=sys.stderr, start_new_session=True) as job:
         while time.monotonic() < deadline and (job.poll() is None or states() != seen):
             if (now := states()) != seen:
                 print(json.dumps(now), flush=True)
