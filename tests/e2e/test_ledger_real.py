@@ -44,6 +44,7 @@ def test_a_killed_job_answers_the_shipped_tickets_at_the_shipped_quality(tmp_pat
     assert not list((out / "_manta" / "log").iterdir())
 
 
+@pytest.mark.slow
 def test_a_batch_file_means_the_same_here_and_to_vllm(tmp_path: Path) -> None:
     bodies: list[dict[str, Any]] = [
         {"messages": [{"role": "user", "content": f"Ticket: parcel {n} never came."}], "max_tokens": 8 + n}
@@ -134,6 +135,7 @@ def job(table: Path, out: Path, *words: str) -> pa.Table:
     return pq.read_table(out).sort_by("n")
 
 
+@pytest.mark.slow
 def test_embeddings_are_lists_of_one_length(table: Path, tmp_path: Path) -> None:
     answers = job(table, tmp_path / "out", "model=demo", "task=embed")
     assert answers.schema.field("embedding").type == pa.list_(pa.float32(), 256)
@@ -159,6 +161,7 @@ def test_rows_are_scored(table: Path, models: Path, tmp_path: Path) -> None:
     assert len({round(score, 6) for score in scores}) == 3
 
 
+@pytest.mark.slow
 def test_a_column_names_the_adapter(table: Path, models: Path, tmp_path: Path) -> None:
     adapters = [f"model.adapters.{name}={models / name}" for name in ("small", "large")]
     words = ("model=demo", *adapters, "data.adapter=voice", "sampling.max_tokens=24")

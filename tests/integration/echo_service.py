@@ -60,7 +60,7 @@ async def answer(scope: Any, receive: Any, send: Any) -> None:
 def main() -> None:
     port, form, replicas, routers = int(sys.argv[1]), ProxyForm(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     job = ServeJob(
-        deployment=DeploymentSpec(port=port, proxy=form, request_timeout_s=20, drain_s=20),
+        deployment=DeploymentSpec(port=port, proxy=form, request_timeout_s=8, drain_s=20),
         access=AccessSpec(open=True, body_timeout_s=3),
         cluster=ClusterSpec(object_store_bytes=100 << 20),
         router=RouterSpec(num_replicas=routers),
@@ -86,7 +86,7 @@ def main() -> None:
             application = deployment.bind(form is ProxyForm.direct)
             if form is ProxyForm.direct:
                 application = behind_router(application, "replica", job.router, 64)
-            options = {"host": "127.0.0.1", "port": port, "request_timeout_s": 20}
+            options = {"host": "127.0.0.1", "port": port, "request_timeout_s": 8}
             rayserve.start(proxy_location="HeadOnly", http_options=options)
             rayserve.run(application, name="manta")
             print("ready", flush=True)

@@ -114,6 +114,7 @@ def test_a_dead_engine_is_replaced_and_no_row_is_lost_or_doubled(tmp_path: Path)
     assert [len(each["replicas"]) for each in spent["replicas"]] == [2]
 
 
+@pytest.mark.slow
 def test_a_job_whose_engines_keep_dying_ends_with_the_cause(tmp_path: Path) -> None:
     source, out = questions(tmp_path / "in.jsonl", 40, "poison {}"), tmp_path / "out"
     done = manta(
@@ -159,6 +160,7 @@ def test_interrupted_jobs_keep_what_was_finished(tmp_path: Path) -> None:
     assert "Interrupted" in (out / "_manta" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_second_interruption_ends_the_job_at_once(tmp_path: Path) -> None:
     """The engine's process stands still, so the first one waits for it."""
     source, out, side = questions(tmp_path / "in.jsonl", 400), tmp_path / "out", tmp_path / "computed"

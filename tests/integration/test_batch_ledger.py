@@ -100,6 +100,7 @@ def test_a_row_that_kills_its_engine_is_quarantined_and_driven_again(tmp_path: P
     assert run("redrive", str(out)).returncode == 0  # nothing has failed
 
 
+@pytest.mark.slow
 def test_an_engine_that_hangs_or_is_killed_is_replaced(tmp_path: Path) -> None:
     source, out = questions(tmp_path / "in.jsonl", 60), tmp_path / "out"
     done = manta(
@@ -112,6 +113,7 @@ def test_an_engine_that_hangs_or_is_killed_is_replaced(tmp_path: Path) -> None:
     assert len(read_answers(out)) == 59
 
 
+@pytest.mark.slow
 def test_equal_requests_run_once(tmp_path: Path) -> None:
     source, out, side = tmp_path / "in.jsonl", tmp_path / "out", tmp_path / "computed"
     rows = [{"question": f"How many legs have {n % 150} spiders?", "n": n} for n in range(300)]

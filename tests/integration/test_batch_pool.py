@@ -15,7 +15,7 @@ from jobs import ENVIRONMENT, command, manta, questions, record
 pytestmark = pytest.mark.timeout(300)
 
 
-@pytest.mark.parametrize("replicas", ["2", "1..2"])
+@pytest.mark.parametrize("replicas", ["2", pytest.param("1..2", marks=pytest.mark.slow)])
 def test_all_engines_start_at_once_and_rows_go_to_the_first_that_is_ready(tmp_path: Path, replicas: str) -> None:
     """The first to start is never ready: were they started one by one, no row would be answered."""
     source, out, slow = questions(tmp_path / "in.jsonl", 300), tmp_path / "out", tmp_path / "slow"
@@ -33,6 +33,7 @@ def test_all_engines_start_at_once_and_rows_go_to_the_first_that_is_ready(tmp_pa
     assert {cause for cause, seconds in starting.items() if seconds} == {"start_up"}
 
 
+@pytest.mark.slow
 def test_engines_that_share_a_device_both_answer(tmp_path: Path) -> None:
     source, out = questions(tmp_path / "in.jsonl", 500), tmp_path / "out"
     done = manta(
@@ -47,6 +48,7 @@ def test_engines_that_share_a_device_both_answer(tmp_path: Path) -> None:
     assert second["computing"] > 0
 
 
+@pytest.mark.slow
 def test_a_job_runs_in_the_sizes_that_the_planner_chooses(tmp_path: Path) -> None:
     source, out = questions(tmp_path / "in.jsonl", 60), tmp_path / "out"
     words = (f"data.input={source}", f"output.path={out}")

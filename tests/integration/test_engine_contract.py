@@ -19,6 +19,8 @@ ENGINES = {
     "vllm_tp2": {"kind": "vllm", "tensor_parallel_size": 2},
     "vllm_pp2": {"kind": "vllm", "pipeline_parallel_size": 2},
 }
+# an engine's start is most of a minute; in a process of its own it is what every service and job tests too
+MARKS = {"vllm_separate": pytest.mark.slow}
 
 
 def contract(engine: str) -> dict:
@@ -43,7 +45,12 @@ def _run(fields: str) -> dict:
 @pytest.mark.timeout(580)  # the first check of an engine pays its start
 @pytest.mark.parametrize(
     "engine, check",
-    [(engine, check) for engine in ENGINES for check in CHECKS if engine != "fake" or check not in GRAMMAR_CHECKS],
+    [
+        pytest.param(engine, check, marks=MARKS.get(engine, ()))
+        for engine in ENGINES
+        for check in CHECKS
+        if engine != "fake" or check not in GRAMMAR_CHECKS
+    ],
 )
 def test_engine_keeps_the_contract(engine: str, check: str) -> None:
     failure = contract(engine)["checks"][check]
@@ -51,7 +58,10 @@ def test_engine_keeps_the_contract(engine: str, check: str) -> None:
 
 
 @pytest.mark.timeout(580)
-@pytest.mark.parametrize("engine", ["vllm_separate", "vllm_tp2", "vllm_pp2"])
+@pytest.mark.parametrize(
+    "engine",
+    [pytest.param(engine, marks=MARKS.get(engine, ())) for engine in ("vllm_separate", "vllm_tp2", "vllm_pp2")],
+)
 def test_greedy_answers_equal_those_of_one_rank(engine: str) -> None:
     whole, other = contract("vllm_inline")["greedy"], contract(engine)["greedy"]
     assert whole.keys() == other.keys()

