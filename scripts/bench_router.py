@@ -192,7 +192,8 @@ def decision_times(num_replicas: int, prompt_tokens: int, spec: RouterSpec, num_
     for prompt in prompts:
         choice = router.choose(prompt, 128)
         began = time.perf_counter_ns()
-        flight = router.began(choice.replicas[0], choice)
+        assert choice.replica_id is not None
+        flight = router.began(choice.replica_id, choice)
         router.first_token(flight)
         router.ended(flight)
         counting.append((time.perf_counter_ns() - began) / 1000)
