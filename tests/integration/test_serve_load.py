@@ -35,8 +35,7 @@ async def test_a_killed_worker_costs_no_answer(
                     service.named(victim)[-1].kill()
 
             outcomes = await load(client, 200, 32, kill)
-            broken = [outcome for outcome in outcomes if outcome.error is not None]
-            assert [o for o in broken if not o.is_stream] == []
-            assert not any(isinstance(o.error, (openai.APIStatusError, openai.APIConnectionError)) for o in broken)
+            broken = [(outcome.is_stream, type(outcome.error)) for outcome in outcomes if outcome.error is not None]
+            assert set(broken) <= {(True, openai.APIError)}  # an event of the stream
             assert await wrong(client, [*whole, *outcomes]) == []
             record_testsuite_property(f"{engine} {form}", f"{len(broken)} streams ended with an error event")

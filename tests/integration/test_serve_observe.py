@@ -103,6 +103,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
             *("deployment.max_ongoing_requests=8", "deployment.max_queued_requests=24"),
             *(f"engine.vllm.otlp_traces_endpoint={address}", "engine.env.OTEL_BSP_SCHEDULE_DELAY=200"),
             "engine.env.OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf",
+            *("deployment.vllm.enable_auto_tool_choice=true", "deployment.vllm.tool_call_parser=hermes"),
         ]
         folder = tmp_path_factory.mktemp("service")
         with (
@@ -253,7 +254,6 @@ async def test_a_dead_engine_costs_no_answer_and_its_streams_end_with_an_error(s
     base = f"{seen.service.url}/v1"
     async with openai.AsyncOpenAI(base_url=base, api_key=SECRET, max_retries=0, timeout=120) as client:
         outcomes = await load(client, 96, 32, kill)
-        broken = [outcome for outcome in outcomes if outcome.error is not None]
-        assert all(outcome.is_stream for outcome in broken)
-        assert not any(isinstance(o.error, (openai.APIStatusError, openai.APIConnectionError)) for o in broken)
+        broken = [(outcome.is_stream, type(outcome.error)) for outcome in outcomes if outcome.error is not None]
+        assert set(broken) <= {(True, openai.APIError)}  # an event of the stream
         assert await wrong(client, outcomes) == []
