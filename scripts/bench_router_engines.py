@@ -167,8 +167,8 @@ def main() -> None:
     words = ("cache=off", "deployment.proxy=direct", f"engine.num_replicas={args.replicas}")
     words += (f"engine.kv_cache_bytes={args.kv_tokens * KV_TOKEN_BYTES}", f"router.block_tokens={block}")
     arguments = {name: value for name, value in vars(args).items() if name not in ("trace", "out")}
-    report: dict[str, Any] = {"machine": {**machine(), "load_average": os.getloadavg()}, "arguments": arguments}
-    report["runs"] = []
+    where = {name: value for name, value in machine().items() if name != "cpu"}
+    report: dict[str, Any] = {"machine": where, "arguments": arguments, "runs": []}
     with tempfile.TemporaryDirectory(prefix="b", ignore_cleanup_errors=True) as folder:
         for run in range(args.runs):
             for policy in args.policies if run % 2 == 0 else args.policies[::-1]:

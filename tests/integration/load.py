@@ -23,7 +23,8 @@ SCHEMA = {
     "required": ["colour", "size"],
     "additionalProperties": False,
 }
-TOOL = {"type": "function", "function": {"name": "count", "parameters": SCHEMA, "strict": True}}
+COUNT = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}
+TOOL = {"type": "function", "function": {"name": "count", "parameters": COUNT, "strict": True}}
 CHANGES: list[dict[str, Any]] = [
     {},
     {"logprobs": 2},
@@ -85,12 +86,13 @@ async def answer(client: openai.AsyncOpenAI, ask: dict[str, Any], is_stream: boo
             said = getattr(choice, "delta", None) or getattr(choice, "message", None)
             made.text += (said.content or "") if said is not None else choice.text
             for call in (said and said.tool_calls) or []:
-                made.text += call.function.arguments or ""
+                made.text += (call.function.name or "") + (call.function.arguments or "")
             made.finish = choice.finish_reason or made.finish
             if choice.logprobs is not None:
                 content = getattr(choice.logprobs, "content", None)
                 found = [token.logprob for token in content] if content else choice.logprobs.token_logprobs or []
                 made.logprobs += found
+    made.text = made.text.rstrip()  # vLLM's parser of tool calls strips what is not streamed
     return made
 
 
