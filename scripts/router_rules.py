@@ -32,11 +32,12 @@ class OurRule:
             self.router.place(str(number), Capacity(kv_tokens=machine.kv_tokens, max_requests=machine.max_requests))
 
     def choose(self, request: Request, now_s: float) -> int:
-        """Returns the first of the router's list."""
+        """Returns the replica's number."""
         self._now_s = now_s
         choice = self.router.choose(request.text, self._answer_tokens)
-        self._flights[request] = self.router.began(choice.replicas[0], choice)
-        return int(choice.replicas[0])
+        assert choice.replica_id is not None
+        self._flights[request] = self.router.began(choice.replica_id, choice)
+        return int(choice.replica_id)
 
     def first_token(self, request: Request) -> None:
         """Tells the router."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -10,6 +11,7 @@ from conf.schema.serve import ServeJob
 from serve.engine.errors import EngineDead
 from serve.engine.vllm.api import VllmApi, start_api
 from serve.middleware.answer import ASGIApp
+from serve.middleware.lost import Lost
 from serve.middleware.observe import Observe
 from serve.middleware.record import RequestLog
 from serve.middleware.routes import EXPOSED, Routes
@@ -35,6 +37,7 @@ class Replica:
         self._share = share
         self._layers = layers
         self._api: VllmApi | None = None
+        self._lost: Lost | None = None
         self._tally = Tally([job.model.name, *job.model.adapters])
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -44,12 +47,13 @@ class Replica:
             EngineDead: when the engine does not start.
         """
         job = self._job
-        self._api = await start_api(
+        self._api = api = await start_api(
             job.model, job.engine, self._device, self._share, job.task, job.deployment.vllm, EXPOSED
         )
         app = wrapped(Scrape(self._api.app, self._gather), self._layers)
         log = RequestLog(request_log_path()) if job.deployment.log_requests else None
-        return Observe(Routes(app, self._is_ready), self._tally, log)
+        self._lost = Lost(app, lambda: api.is_dead, lambda: os._exit(1))
+        return Observe(Routes(self._lost, self._is_ready), self._tally, log)
 
     async def families(self) -> Named:
         """This replica's name, and what it and its engine have counted; for whichever replica is scraped."""
@@ -61,10 +65,14 @@ class Replica:
     async def check_health(self) -> None:
         """Ray Serve replaces the replica, with all of its engine's processes, where this fails three times.
 
+        Where the engine is dead the replica ends by itself, which is sooner.
+
         Raises:
             EngineDead: when the engine answers nothing any more.
         """
-        if self._api is not None:
+        if self._api is not None and self._lost is not None:
+            if self._api.is_dead:
+                self._lost.end()
             await self._api.check()
 
     def record_routing_stats(self) -> dict[str, int]:

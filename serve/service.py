@@ -12,7 +12,7 @@ from conf.errors import UserError
 from conf.schema.serve import ProxyForm
 from serve.cause import cause_of
 from serve.gate import build_gate
-from serve.middleware.proxy import IMPORT_PATH, MARGIN_S, TIMEOUT_VARIABLE
+from serve.middleware.proxy import AGAIN_VARIABLE, IMPORT_PATH, MARGIN_S, TIMEOUT_VARIABLE
 from serve.plan import ServicePlan
 from serve.router.ingress import behind_router
 
@@ -121,7 +121,7 @@ class Service:
         rayserve.start(
             proxy_location="HeadOnly",
             http_options={"host": spec.host, "port": spec.port, "request_timeout_s": spec.request_timeout_s + MARGIN_S},
-            controller_options={"runtime_env": {"env_vars": _flags(spec.request_timeout_s)}},
+            controller_options={"runtime_env": {"env_vars": flags(spec.request_timeout_s, self.plan.form)}},
         )
         return self._open(self.plan)
 
@@ -277,13 +277,15 @@ class Service:
         run_many([RunTarget(app, name=self._name)], wait_for_applications_running=False)
 
 
-def _flags(request_timeout_s: float) -> dict[str, str]:
+def flags(request_timeout_s: float, form: ProxyForm) -> dict[str, str]:
+    """Returns the environment of Ray Serve's controller, which starts the proxies."""
     return {
         # an engine that hangs drains nothing: its requests would hold it for deployment.drain_s
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
         # Ray kills a proxy that is not up within 5 s and starts another: on a busy machine for ever
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
-        # the controller starts the proxies, and they inherit this
+        # the proxies inherit this
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": IMPORT_PATH,
         TIMEOUT_VARIABLE: str(request_timeout_s),
+        AGAIN_VARIABLE: str(int(form is ProxyForm.plain)),  # HAProxy does it by itself
     }

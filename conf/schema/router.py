@@ -10,7 +10,7 @@ from conf.errors import UserError
 
 
 class RouterPolicy(Enum):
-    """The rule that ranks replicas.
+    """The rule that chooses a replica.
 
     ``prefix`` weighs the prompt's tokens that a replica holds in its KV cache against the work that waits there;
     ``least_tokens`` looks at the waiting work alone, ``power_of_two`` compares it between two replicas drawn at random,

@@ -12,6 +12,7 @@ import msgspec
 from serve.middleware.answer import ASGIApp, Message, Receive, Scope, Send, refuse
 from serve.middleware.header import media_type
 from serve.middleware.identity import REQUEST_ID, identify
+from serve.middleware.proxy import AGAIN_HEADER
 from serve.middleware.record import Record, RequestLog
 from serve.middleware.tally import Tally
 from serve.middleware.usage import Usage
@@ -65,6 +66,8 @@ class Observe:
         scope = {**scope, "headers": headers, "manta": manta, "state": dict(scope.get("state") or {})}
         watch = _Watch(send, request_id.encode(), self._clock)
         self._tally.in_flight.inc()
+        if any(name == AGAIN_HEADER for name, _ in headers):
+            self._tally.again.inc()
         try:
             await self.app(scope, receive, watch.send)
         except Exception as error:

@@ -6,21 +6,31 @@ Ray Serve calls `layers` in the proxy's process, or in the replica's where repli
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 
 from starlette.middleware import Middleware
 
 from serve.middleware.answer import ASGIApp, Message, Receive, Refused, Scope, Send, error_event, refuse_with
-from serve.middleware.deadline import asked_timeout_s
+from serve.middleware.deadline import TIMEOUT, asked_timeout_s
 from serve.middleware.header import media_type
 from serve.middleware.identity import REQUEST_ID, identify
 
 IMPORT_PATH = "serve.middleware.proxy:layers"
 TIMEOUT_VARIABLE = "MANTA_REQUEST_TIMEOUT_S"
+AGAIN_VARIABLE = "MANTA_ASK_AGAIN"
+"""Set where a second attempt reaches another replica: not in a replica's own process."""
+AGAIN_HEADER = b"x-serve-router-again"
+"""Of a second attempt. HAProxy takes headers that begin so from clients' requests, and so does this."""
+KEPT_BYTES = 1 << 20
+"""A longer body is not kept for a second attempt; HAProxy's bound is the same (serve/router/proxy.py)."""
+READY_S = 5.0
+"""Where no replica is there, Ray Serve has a request wait for one: whoever asks for /ready wants to know now."""
 MARGIN_S = 5.0
 """What the proxy waits for beyond a request's deadline, so that the replica's answer to it comes first."""
 _RAY_TIMEOUT = b"x-request-timeout-seconds"
-_RAY_HINTS = (_RAY_TIMEOUT, b"x-request-disconnect-disabled")
-"""By these a client could have its request run on without end, whether it is there or not."""
+_NOT_HEARD = (_RAY_TIMEOUT, b"x-request-disconnect-disabled", AGAIN_HEADER)
+"""By Ray Serve's two a client could have its request run on without end, whether it is there or not."""
 _LOST = error_event("The replica is lost.", "server_error", "replica_lost")
 _SAID = {
     404: ("there is nothing at this path", "not_found_error", "not_found"),
@@ -33,15 +43,22 @@ _SAID = {
 
 def layers() -> list[Middleware]:
     """Returns what Ray Serve puts around its proxy."""
-    return [Middleware(Proxy, timeout_s=float(os.environ.get(TIMEOUT_VARIABLE, "600")))]  # type: ignore[arg-type]
+    timeout_s, is_again = float(os.environ.get(TIMEOUT_VARIABLE, "600")), os.environ.get(AGAIN_VARIABLE) == "1"
+    return [Middleware(Proxy, timeout_s=timeout_s, is_again=is_again)]  # type: ignore[arg-type]
 
 
 class Proxy:
-    """Bounds how long a request waits for a replica, and puts the proxy's errors into OpenAI's shape."""
+    """Bounds how long a request waits for a replica, and puts the proxy's errors into OpenAI's shape.
 
-    def __init__(self, app: ASGIApp, timeout_s: float) -> None:
-        """Args: Ray Serve's app, and the most that a request may ask for."""
-        self.app, self._timeout_s = app, timeout_s
+    A request whose replica is lost before the answer has begun is given to Ray Serve once more, which has forgotten
+    that replica by then. One that kills the engines that take it kills two, not all.
+    """
+
+    def __init__(
+        self, app: ASGIApp, timeout_s: float, is_again: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Args: Ray Serve's app, the most that a request may ask for, whether it is asked a second time; seconds."""
+        self.app, self._timeout_s, self._is_again, self._clock = app, timeout_s, is_again, clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
@@ -49,29 +66,67 @@ class Proxy:
             await self.app(scope, receive, send)
             return
         headers, request_id, _ = identify(scope["headers"])
-        answered = _Answer(send, request_id.encode())
+        answered = _Answer(send, request_id.encode(), scope["path"] == "/ready")
         if scope["path"] == "/-/routes":  # Ray Serve's own; it names the applications
             await refuse_with(answered.send, _refused(404, []))
             return
-        headers = [pair for pair in headers if pair[0] not in _RAY_HINTS]
+        headers = [pair for pair in headers if pair[0] not in _NOT_HEARD]
         try:
             asked_s = asked_timeout_s(headers)
         except Refused:
             asked_s = None  # the replica says so, once it knows who asks
+        came_at, hint = self._clock(), []
         if asked_s is not None:
-            headers.append((_RAY_TIMEOUT, str(min(asked_s, self._timeout_s) + MARGIN_S).encode()))
-        await self.app({**scope, "headers": headers}, receive, answered.send)
+            hint = [_seconds(_RAY_TIMEOUT, min(asked_s, self._timeout_s) + MARGIN_S)]
+        elif answered.is_ready:
+            hint = [_seconds(_RAY_TIMEOUT, READY_S)]
+        body = _Body(receive, lambda: self._is_again and not answered.is_begun)
+        await self.app({**scope, "headers": [*headers, *hint]}, body.receive, answered.send)
+        left_s = min(asked_s or self._timeout_s, self._timeout_s) - (self._clock() - came_at)
+        if not answered.is_begun and left_s > 0.001 and body.rewind():
+            kept = [pair for pair in headers if pair[0] != TIMEOUT]
+            hint = [_seconds(TIMEOUT, left_s), _seconds(_RAY_TIMEOUT, left_s + MARGIN_S), (AGAIN_HEADER, b"1")]
+            await self.app({**scope, "headers": [*kept, *hint]}, body.receive, answered.send)
         await answered.finish()
 
 
+class _Body:
+    """A request's body as it comes, and once more from its beginning."""
+
+    def __init__(self, receive: Receive, is_wanted: Callable[[], bool]) -> None:
+        self._receive, self._is_wanted = receive, is_wanted
+        self._kept: list[Message] | None = []
+        self._num_bytes = 0
+        self._again: list[Message] = []
+
+    async def receive(self) -> Message:
+        if self._again:
+            return self._again.pop()
+        message = await self._receive()
+        if self._kept is not None:
+            self._num_bytes += len(message.get("body", b""))
+            self._kept.append(message)
+            # a client that has left wants no second attempt
+            if message["type"] != "http.request" or self._num_bytes > KEPT_BYTES or not self._is_wanted():
+                self._kept = None
+        return message
+
+    def rewind(self) -> bool:
+        """Starts from the beginning; returns whether it can."""
+        if self._kept is None or not self._is_wanted():
+            return False
+        self._again, self._kept = self._kept[::-1], None
+        return True
+
+
 class _Answer:
-    def __init__(self, send: Send, request_id: bytes) -> None:
-        self._send, self._request_id = send, request_id
-        self._is_begun = self._is_ended = self._is_stream = self._is_replaced = False
+    def __init__(self, send: Send, request_id: bytes, is_ready: bool) -> None:
+        self._send, self._request_id, self.is_ready = send, request_id, is_ready
+        self.is_begun = self._is_ended = self._is_stream = self._is_replaced = False
 
     async def finish(self) -> None:
         """Ends an answer whose replica is lost: Ray Serve says nothing then. Nobody hears it where the client left."""
-        if not self._is_begun:
+        if not self.is_begun:
             await refuse_with(self._send, _refused(500, [(REQUEST_ID, self._request_id)]))
         elif self._is_stream and not self._is_ended:
             await self._send({"type": "http.response.body", "body": b"\n\n" + _LOST})
@@ -80,7 +135,7 @@ class _Answer:
         if message["type"] == "http.response.body":
             self._is_ended = not message.get("more_body", False)
         elif message["type"] == "http.response.start":
-            self._is_begun = True
+            self.is_begun = True
             # Ray Serve adds the id to the one that the replica has said
             headers = [pair for pair in message.get("headers", ()) if pair[0].lower() != REQUEST_ID]
             message = {**message, "headers": [*headers, (REQUEST_ID, self._request_id)]}
@@ -88,7 +143,8 @@ class _Answer:
             # an answer of the service itself is never plain text where it is an error
             if message["status"] >= 400 and media_type(headers) in ("text/plain", ""):
                 self._is_replaced = True
-                await refuse_with(self._send, _refused(message["status"], message["headers"]))
+                status = 503 if self.is_ready and message["status"] == 408 else message["status"]
+                await refuse_with(self._send, _refused(status, message["headers"]))
         elif self._is_replaced:
             return
         if not self._is_replaced:
@@ -103,3 +159,7 @@ def _refused(status: int, headers: list[tuple[bytes, bytes]]) -> Refused:
     if status == 408:  # as the replica says it
         status, kept = 504, [*kept, ("x-should-retry", "false")]
     return Refused(status, message, kind, code, kept)
+
+
+def _seconds(name: bytes, value: float) -> tuple[bytes, bytes]:
+    return name, f"{value:.3f}".encode()

@@ -29,6 +29,7 @@ class Tally:
         self._causes: set[str] = set()
         self._registry = registry = CollectorRegistry(auto_describe=False)
         self.in_flight = Gauge("manta_requests_in_flight", "Requests that the replica holds.", registry=registry)
+        self.again = Counter("manta_requests_again", "Requests whose first replica was lost.", registry=registry)
         self._requests = Counter(
             "manta_requests", "Requests that have ended.", ("route", "status", "key"), registry=registry
         )

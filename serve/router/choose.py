@@ -1,4 +1,4 @@
-"""The decision: which replica takes a request, and which come after it should it refuse."""
+"""The decision: which replica takes a request."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def choose(
     turn: int,
     rng: Random,
     session_slot: int | None = None,
-) -> list[Replica]:
-    """Returns the replicas, the one that should take the request first.
+) -> Replica | None:
+    """Returns the replica that should take the request; null where there is none.
 
     A replica's cost is what waits there, plus what it would have to compute of the prompt: that counts for this
     request, for the room that it takes in the cache, and for those who wait behind it, as many as wait there now. So a
@@ -66,10 +66,9 @@ def choose(
     """
     policy = spec.policy
     if len(replicas) < 2:
-        return list(replicas)
+        return replicas[0] if replicas else None
     if policy is RouterPolicy.round_robin:
-        first = turn % len(replicas)
-        return [*replicas[first:], *replicas[:first]]
+        return replicas[turn % len(replicas)]
 
     waiting = [replica.waiting_tokens for replica in replicas]
     limit = spec.imbalance_bound * sum(waiting) / len(waiting) + spec.imbalance_slack_tokens
@@ -82,23 +81,23 @@ def choose(
             for replica, tokens in zip(replicas, waiting, strict=True)
         ]
 
-    order = sorted(range(len(costs)), key=costs.__getitem__)
-
     def fits(at: int) -> bool:
         return waiting[at] <= limit and replicas[at].num_requests < replicas[at].capacity.max_requests
 
+    places = range(len(costs))
+    first = min(places, key=costs.__getitem__)
+    if not fits(first):
+        first = min(filter(fits, places), key=costs.__getitem__, default=-1)
     # where those that are not full are too far ahead, the bound stands, and the least loaded keeps it
-    first = next(filter(fits, order), -1)
     if first < 0:
-        first = min(order, key=waiting.__getitem__)
+        first = min(places, key=waiting.__getitem__)
     elif not is_match and (spec.fallback if policy is RouterPolicy.prefix else policy) is RouterPolicy.power_of_two:
-        one = rng.randrange(len(order))
-        two = (one + 1 + rng.randrange(len(order) - 1)) % len(order)
+        one = rng.randrange(len(costs))
+        two = (one + 1 + rng.randrange(len(costs) - 1)) % len(costs)
         first = min(filter(fits, (one, two)), key=waiting.__getitem__, default=first)
     if session_slot is not None:
         nearly = costs[first] + spec.block_tokens
-        for at in order:
+        for at in places:
             if replicas[at].slot == session_slot and costs[at] <= nearly and fits(at):
                 first = at
-    order.remove(first)
-    return [replicas[first], *[replicas[at] for at in order]]
+    return replicas[first]

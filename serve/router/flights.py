@@ -77,10 +77,10 @@ class Flights:
         self._forget()
         prompt, answer_tokens = asked(body)
         choice = self._router.choose(prompt, answer_tokens, session)
-        if not choice.replicas:
+        if choice.replica_id is None:
             return None
         self._num_sent += 1
-        sent = Sent(choice.replicas[0], f"{self._name}.{self._num_sent}")
+        sent = Sent(choice.replica_id, f"{self._name}.{self._num_sent}")
         self._flights[sent.flight] = self._router.began(sent.replica_id, choice)
         self._unconfirmed[sent.flight] = self._clock()
         return sent
@@ -103,7 +103,7 @@ class Flights:
         self._forget()
 
     def _begin_foreign(self, replica_id: str, name: str, tokens: int) -> None:
-        unknown = Choice([], max(1, tokens), ANSWER_TOKENS, {}, None, [], iter(()))
+        unknown = Choice(None, max(1, tokens), ANSWER_TOKENS, {}, None, [], iter(()))
         try:
             self._flights[name] = self._router.began(replica_id, unknown)
         except KeyError:  # the replica has gone, or is so new that it is not known here

@@ -51,14 +51,15 @@ class PrefixIndex:
         for key in self._held.pop(slot):
             self._forget(slot, key)
 
-    def match(self, keys: Iterable[int], among: int) -> tuple[dict[int, int], list[int]]:
-        """Returns how many blocks at a prompt's beginning each replica holds, and the keys that were looked at.
+    def match(self, keys: Iterable[int], among: int, size: int = 1) -> tuple[dict[int, int], list[int]]:
+        """Returns how much of a prompt's beginning each replica holds, and the keys that were looked at.
 
         Replicas that hold none are left out; the walk ends at the first block that none holds.
 
         Args:
             keys: The prompt's chain (`block_keys`).
             among: Bit mask of the replicas that count.
+            size: What a block counts.
         """
         found: dict[int, int] = {}
         walked: list[int] = []
@@ -72,12 +73,12 @@ class PrefixIndex:
             for key in chunk:
                 kept = get(key, 0) & mask
                 if kept != mask:
-                    _note(found, mask & ~kept, depth)
+                    _note(found, mask & ~kept, depth * size)
                     mask = kept
                     if not mask:
                         return found, walked
                 depth += 1
-        _note(found, mask, len(walked))
+        _note(found, mask, len(walked) * size)
         return found, walked
 
     def hold(self, slot: int, keys: Sequence[int]) -> None:
@@ -117,9 +118,9 @@ class PrefixIndex:
             del self._holders[key]
 
 
-def _note(found: dict[int, int], mask: int, depth: int) -> None:
-    if depth and mask:
-        found.update(dict.fromkeys(_slots(mask), depth))
+def _note(found: dict[int, int], mask: int, held: int) -> None:
+    if held and mask:
+        found.update(dict.fromkeys(_slots(mask), held))
 
 
 @lru_cache(maxsize=4096)  # few sets of replicas hold a prefix that many requests begin with

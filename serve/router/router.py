@@ -18,8 +18,8 @@ from serve.router.index import PrefixIndex
 class Choice:
     """What `Router.choose` found for a request."""
 
-    replicas: list[str]
-    """Ids of replicas, the best first; the others are for a retry. Empty if no replica takes requests."""
+    replica_id: str | None
+    """Null if no replica takes requests."""
     prompt_tokens: int
     answer_tokens: int
     cached_tokens: dict[int, int]
@@ -106,7 +106,7 @@ class Router:
     def choose(
         self, prompt: bytes | Sequence[int], expected_answer_tokens: int = 0, session: str | None = None
     ) -> Choice:
-        """Ranks the replicas for a request; changes nothing but the turn and the draws.
+        """Finds the replica for a request; changes nothing but the turn and the draws.
 
         Args:
             prompt: Its text in UTF-8, or its token ids.
@@ -122,11 +122,10 @@ class Router:
         is_text = isinstance(prompt, bytes)
         if spec.policy is RouterPolicy.prefix and spec.max_blocks:
             rest = block_keys(prompt, spec.block_bytes if is_text else spec.block_tokens)
-            found, keys = self._index.match(rest, self._open_mask)
-            cached = {slot: blocks * spec.block_tokens for slot, blocks in found.items()}
+            cached, keys = self._index.match(rest, self._open_mask, spec.block_tokens)
         prompt_tokens = max(1, round(len(prompt) / spec.bytes_per_token) if is_text else len(prompt))
         last = self._sessions.get(session) if session is not None else None
-        ranked = choose(
+        chosen = choose(
             spec,
             self._open,
             prompt_tokens=prompt_tokens,
@@ -135,11 +134,10 @@ class Router:
             rng=self._rng,
             session_slot=last.slot if last is not None and self._replicas.get(last.id) is last else None,
         )
-        ids = [replica.id for replica in ranked]
-        return Choice(ids, prompt_tokens, expected_answer_tokens, cached, session, keys, rest)
+        return Choice(chosen.id if chosen else None, prompt_tokens, expected_answer_tokens, cached, session, keys, rest)
 
     def began(self, replica_id: str, choice: Choice) -> Flight:
-        """A request was sent to a replica, which need not be the first of the choice.
+        """A request was sent to a replica, which need not be the one that was chosen.
 
         Raises:
             KeyError: The replica is not known.

@@ -23,6 +23,7 @@ from conf.schema.serve import DeploymentSpec, ProxyForm, ServeJob
 from serve.middleware.progress import Progress
 from serve.router.ingress import behind_router
 from serve.router.proxy import decide_form, set_flags
+from serve.service import flags
 
 
 class Echo:
@@ -87,7 +88,8 @@ def main() -> None:
             if form is ProxyForm.direct:
                 application = behind_router(application, "replica", job.router, 64)
             options = {"host": "127.0.0.1", "port": port, "request_timeout_s": 8}
-            rayserve.start(proxy_location="HeadOnly", http_options=options)
+            environment = {"runtime_env": {"env_vars": flags(8, form)}}
+            rayserve.start(proxy_location="HeadOnly", http_options=options, controller_options=environment)
             rayserve.run(application, name="manta")
             print("ready", flush=True)
             for line in sys.stdin:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,14 @@ class Service:
 
     def below(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
+
+    def named(self, name: str) -> list[psutil.Process]:
+        """Processes of the service whose command line has this in it."""
+        found = []
+        for process in self.below():
+            with suppress(psutil.NoSuchProcess):  # some come and go
+                found += [process] * (name in " ".join(process.cmdline()))
+        return found
 
     def ready(self, status: int, timeout_s: float = 200) -> set[int]:
         """Waits until /ready answers so; returns what it answered before."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -15,12 +14,6 @@ pytestmark = pytest.mark.timeout(400)
 ASK = {"model": "demo", "prompt": "x", "max_tokens": 8, "ignore_eos": True, "temperature": 0}
 
 
-def command(process: psutil.Process) -> str:
-    with suppress(psutil.NoSuchProcess):  # some come and go
-        return " ".join(process.cmdline())
-    return ""
-
-
 def test_a_partitioned_model_answers_survives_its_worker_and_drains(tmp_path: Path):
     who = {"authorization": "Bearer secret-1"}
     words = ("model=demo", "engine=tp2_cpu", "engine.max_model_len=512")
@@ -29,7 +22,7 @@ def test_a_partitioned_model_answers_survives_its_worker_and_drains(tmp_path: Pa
         whole = httpx.post(f"{service.url}/v1/completions", json=ASK, headers=who, timeout=120).json()
         assert whole["usage"]["completion_tokens"] == 8
 
-        ranks = [process for process in service.below() if "VLLM::Worker" in command(process)]
+        ranks = service.named("VLLM::Worker")
         assert len(ranks) == 2
         ranks[1].kill()
         service.ready(503)

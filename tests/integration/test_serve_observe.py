@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import openai
 import pytest
 from collector import collecting
+from load import load, wrong
 from prometheus_client.parser import text_string_to_metric_families
 from services import Service, serving
 
@@ -98,9 +100,10 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     with collecting() as (address, spans):
         words = [
             *("model=demo", "engine.max_model_len=1024", "engine.max_num_seqs=8", "engine.num_replicas=2"),
-            *("deployment.max_ongoing_requests=8", "deployment.max_queued_requests=4"),
+            *("deployment.max_ongoing_requests=8", "deployment.max_queued_requests=24"),
             *(f"engine.vllm.otlp_traces_endpoint={address}", "engine.env.OTEL_BSP_SCHEDULE_DELAY=200"),
             "engine.env.OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf",
+            *("deployment.vllm.enable_auto_tool_choice=true", "deployment.vllm.tool_call_parser=hermes"),
         ]
         folder = tmp_path_factory.mktemp("service")
         with (
@@ -241,3 +244,16 @@ def test_a_full_service_says_so_in_openai_s_shape_and_when_to_come_again(seen: S
 def test_what_the_proxy_says_by_itself_tells_nothing_of_the_service(seen: Seen):
     answer = seen.client.get("/-/routes")
     assert (answer.status_code, answer.json()["error"]["type"]) == (404, "not_found_error")
+
+
+async def test_a_dead_engine_costs_no_answer_and_its_streams_end_with_an_error(seen: Seen):
+    def kill(number: int) -> None:
+        if number == 48:
+            seen.service.named("VLLM::EngineCore")[-1].kill()
+
+    base = f"{seen.service.url}/v1"
+    async with openai.AsyncOpenAI(base_url=base, api_key=SECRET, max_retries=0, timeout=120) as client:
+        outcomes = await load(client, 96, 32, kill)
+        broken = [(outcome.is_stream, type(outcome.error)) for outcome in outcomes if outcome.error is not None]
+        assert set(broken) <= {(True, openai.APIError)}  # an event of the stream
+        assert await wrong(client, outcomes) == []

@@ -43,6 +43,11 @@ class VllmApi:
         cache = self._llm.vllm_config.cache_config
         return (cache.num_gpu_blocks or 0) * cache.block_size
 
+    @property
+    def is_dead(self) -> bool:
+        """Whether the engine has ended; one that hangs has not."""
+        return self._llm.errored
+
     async def check(self) -> None:
         """Returns when the engine lives and does not hang. To be called now and then: idle time is no hang.
 

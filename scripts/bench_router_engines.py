@@ -1,0 +1,189 @@
+"""Prefix routing on real engines: hit rate as vLLM counts it, time to the first token, imbalance.
+
+    python scripts/bench_router_engines.py --trace mooncake_synthetic_trace.jsonl --out docs/benchmarks/router.json
+
+Each policy gets a service of its own (`manta serve` behind HAProxy with the demo's model) and the same requests at the
+same times. The trace is scaled down: of the trees that its prompts form, every `--sample`-th, lengths by `--scale`,
+arrivals so that `--rate` requests come a second. Policies take turns, `--runs` times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import bench_models
+from bench_answers import percentile
+from bench_machine import machine
+from bench_ray_apps import NAME
+from bench_router import TRACE_BLOCK_TOKENS
+from bench_servers import KEY, Contender, Server, serving
+
+POLICIES = ("prefix", "power_of_two")
+MAX_MODEL_LEN = 4096
+MAX_ANSWER_TOKENS = 64
+KV_TOKEN_BYTES = 2048
+"""Of the demo's model."""
+COUNTERS = ("vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ask:
+    """A request of the trace, scaled."""
+
+    arrival_s: float
+    prompt: list[int]
+    answer_tokens: int
+
+
+def read_trace(path: str, sample: int, scale: int, rate: float, max_requests: int) -> list[Ask]:
+    """Returns the requests of every `sample`-th tree of prompts; equal blocks of the trace are equal tokens."""
+    rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    roots = {root: place for place, root in enumerate(dict.fromkeys(row["hash_ids"][0] for row in rows))}
+    rows = [row for row in rows if roots[row["hash_ids"][0]] % sample == 0][:max_requests]
+    part = TRACE_BLOCK_TOKENS // scale
+    stretch = len(rows) / rate / (rows[-1]["timestamp"] - rows[0]["timestamp"])
+    asks = []
+    for row in rows:
+        answer = max(1, min(row["output_length"] // scale, MAX_ANSWER_TOKENS))
+        size = max(1, min(row["input_length"] // scale, MAX_MODEL_LEN - MAX_ANSWER_TOKENS))
+        tokens = [token for block in row["hash_ids"] for token in Random(block).choices(range(300, 2000), k=part)]
+        arrival_s = (row["timestamp"] - rows[0]["timestamp"]) * stretch
+        asks.append(Ask(arrival_s=arrival_s, prompt=tokens[:size], answer_tokens=answer))
+    return asks
+
+
+def counted(server: Server) -> dict[str, Counter[str]]:
+    """Returns vLLM's counters of prefix tokens by replica."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    request = urllib.request.Request(f"{server.url}/metrics", headers={"authorization": f"Bearer {KEY}"})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        page = response.read().decode()
+    found: dict[str, Counter[str]] = {name: Counter() for name in COUNTERS}
+    for family in text_string_to_metric_families(page):
+        for sample in family.samples:
+            if sample.name in found:
+                found[sample.name][sample.labels["replica"]] += int(sample.value)
+    return found
+
+
+async def run_load(url: str, asks: Sequence[Ask]) -> list[float]:
+    """Sends all at their times; returns the seconds to each first token.
+
+    Raises:
+        RuntimeError: when a request fails.
+    """
+    import aiohttp
+
+    limits = aiohttp.ClientTimeout(total=300)
+    headers = {"authorization": f"Bearer {KEY}"}
+    loop = asyncio.get_running_loop()
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0), timeout=limits, headers=headers
+    ) as session:
+
+        async def ask(what: Ask) -> float:
+            body = {"model": NAME, "prompt": what.prompt, "max_tokens": what.answer_tokens, "stream": True}
+            began = time.perf_counter()
+            async with session.post(f"{url}/v1/completions", json=body | {"ignore_eos": True}) as response:
+                if response.status != 200:
+                    raise RuntimeError(f"status {response.status}: {await response.text()}")
+                first = await response.content.readuntil(b"\n\n")
+                took = time.perf_counter() - began
+                rest = first + await response.read()
+            if not rest.rstrip().endswith(b"[DONE]") or b'"error"' in rest:
+                raise RuntimeError(f"a stream ended with {rest[-300:]!r}")
+            return took
+
+        began, tasks = loop.time(), []
+        for what in asks:
+            await asyncio.sleep(max(0.0, began + what.arrival_s - loop.time()))
+            tasks.append(asyncio.ensure_future(ask(what)))
+        return list(await asyncio.gather(*tasks))
+
+
+def measure(server: Server, asks: Sequence[Ask], num_replicas: int) -> dict[str, Any]:
+    """Returns what a policy comes to, once every replica has answered something."""
+    strangers = [Ask(arrival_s=0.05 * at, prompt=[5 + at] * 64, answer_tokens=4) for at in range(16)]
+    deadline = time.monotonic() + 60
+    while True:
+        asyncio.run(run_load(server.url, strangers))
+        time.sleep(1.5)  # a replica keeps its page for a second
+        before = counted(server)
+        if sum(tokens > 0 for tokens in before[COUNTERS[1]].values()) == num_replicas or time.monotonic() > deadline:
+            break
+    began = time.perf_counter()
+    ttft = [1000 * seconds for seconds in asyncio.run(run_load(server.url, asks))]
+    seconds = time.perf_counter() - began
+    time.sleep(1.5)
+    after = counted(server)
+    hits, asked = ({name: after[key][name] - before[key][name] for name in after[key]} for key in COUNTERS)
+    shares = list(asked.values())
+    return {
+        "replicas": len(shares),
+        "requests": len(asks),
+        "prompt_tokens": sum(shares),
+        "seconds": seconds,
+        "hit_rate": sum(hits.values()) / sum(shares),
+        "imbalance": max(shares) / statistics.fmean(shares),
+        "ttft_mean_ms": statistics.fmean(ttft),
+        "ttft_p50_ms": percentile(ttft, 50),
+        "ttft_p99_ms": percentile(ttft, 99),
+    }
+
+
+def main() -> None:
+    """Runs the policies in turn and writes their figures after each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--trace", required=True, help="mooncake_synthetic_trace.jsonl")
+    add("--out", type=Path, help="where the figures go, as JSON; others that are there stay")
+    add("--name", default="engines", help="the run's name in that file")
+    add("--replicas", type=int, default=4)
+    add("--rate", type=float, default=6.0, help="requests a second")
+    add("--requests", type=int, default=1000, help="at most")
+    add("--sample", type=int, default=8)
+    add("--scale", type=int, default=16, help="divides 512")
+    add("--kv-tokens", type=int, default=16384, help="of each replica's cache")
+    add("--runs", type=int, default=1)
+    add("--policies", nargs="+", default=POLICIES)
+    args = parser.parse_args()
+    asks = read_trace(args.trace, args.sample, args.scale, args.rate, args.requests)
+    block = TRACE_BLOCK_TOKENS // args.scale
+    engine = {"max_model_len": MAX_MODEL_LEN, "max_num_seqs": 16, "enforce_eager": True, "block_size": block}
+    words = ("cache=off", "deployment.proxy=direct", f"engine.num_replicas={args.replicas}")
+    words += (f"engine.kv_cache_bytes={args.kv_tokens * KV_TOKEN_BYTES}", f"router.block_tokens={block}")
+    arguments = {name: value for name, value in vars(args).items() if name not in ("trace", "out")}
+    where = {name: value for name, value in machine().items() if name != "cpu"}
+    report: dict[str, Any] = {"machine": where, "arguments": arguments, "runs": []}
+    with tempfile.TemporaryDirectory(prefix="b", ignore_cleanup_errors=True) as folder:
+        for run in range(args.runs):
+            for policy in args.policies if run % 2 == 0 else args.policies[::-1]:
+                own = Path(folder, f"{run}{policy[:2]}")
+                own.mkdir()
+                who = Contender(name=policy, server="manta", words=(*words, f"router.policy={policy}"))
+                with serving(who, str(bench_models.SHIPPED["demo"]), "cpu", engine, own, 500) as server:
+                    found = {"policy": policy, "run": run, "start_s": server.start_s}
+                    found |= measure(server, asks, args.replicas) | {"load_average": os.getloadavg()[0]}
+                print(found, flush=True)
+                report["runs"].append(found)
+                if args.out:
+                    others = json.loads(args.out.read_text()) if args.out.exists() else {}
+                    args.out.write_text(json.dumps({**others, args.name: report}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
