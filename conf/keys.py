@@ -38,6 +38,12 @@ class Key:
         return self.is_open and get_args(self.type)[1] is str
 
     @property
+    def item(self) -> type | None:
+        """The dataclass of what is below it, where it is a dict of such; each has the keys of that one."""
+        below = get_args(self.type)[1] if self.is_open else None
+        return below if isinstance(below, type) and is_dataclass(below) else None
+
+    @property
     def values(self) -> list[str]:
         """What the value can be, where that is a short list."""
         if self.type is bool:
