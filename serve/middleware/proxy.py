@@ -9,13 +9,17 @@ import os
 
 from starlette.middleware import Middleware
 
+from serve.catalogue import Follower
 from serve.middleware.answer import ASGIApp, Message, Receive, Refused, Scope, Send, error_event, refuse_with
 from serve.middleware.deadline import asked_timeout_s
+from serve.middleware.dispatch import Dispatch
 from serve.middleware.header import media_type
 from serve.middleware.identity import REQUEST_ID, identify
 
 IMPORT_PATH = "serve.middleware.proxy:layers"
 TIMEOUT_VARIABLE = "MANTA_REQUEST_TIMEOUT_S"
+DISPATCH_VARIABLE = "MANTA_DISPATCH"
+"""Set where Ray Serve's proxy may have several models behind it."""
 MARGIN_S = 5.0
 """What the proxy waits for beyond a request's deadline, so that the replica's answer to it comes first."""
 _RAY_TIMEOUT = b"x-request-timeout-seconds"
@@ -32,8 +36,9 @@ _SAID = {
 
 
 def layers() -> list[Middleware]:
-    """Returns what Ray Serve puts around its proxy."""
-    return [Middleware(Proxy, timeout_s=float(os.environ.get(TIMEOUT_VARIABLE, "600")))]  # type: ignore[arg-type]
+    """Returns what Ray Serve puts around its proxy, the outermost last."""
+    inner = [Middleware(Dispatch, know=Follower())] if os.environ.get(DISPATCH_VARIABLE) else []  # type: ignore[arg-type]
+    return [*inner, Middleware(Proxy, timeout_s=float(os.environ.get(TIMEOUT_VARIABLE, "600")))]  # type: ignore[arg-type]
 
 
 class Proxy:
