@@ -119,6 +119,8 @@ def make_plan(job: ServeJob, is_update: bool = False) -> ServicePlan:
     Raises:
         UserError: for the first mistake found.
     """
+    if job.cluster.address is None and not is_update:
+        check_port(job.deployment)
     parts = {"": _plan_model(replace(job, deployment=replace(job.deployment, models={})), "")}
     for key in job.deployment.models:
         try:
@@ -126,8 +128,6 @@ def make_plan(job: ServeJob, is_update: bool = False) -> ServicePlan:
         except UserError as error:
             raise UserError(_below(key, str(error))) from None
     _check_names(parts)
-    if job.cluster.address is None and not is_update:
-        check_port(job.deployment)
     first, *others = [replace(part, share=sum(each.num_replicas for each in parts.values())) for part in parts.values()]
     models = {other.key: replace(job.deployment.models[other.key], model=other.job.model) for other in others}
     whole = replace(first.job, deployment=replace(first.job.deployment, models=models))
