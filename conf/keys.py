@@ -53,6 +53,8 @@ class Key:
     @property
     def type_name(self) -> str:
         """The type as a person writes it."""
+        if self.item is not None:
+            return f"dict[str, {self.item.__name__}]"
         names = []
         for member in _members(self.type):
             if member is type(None):
