@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.catalogue import Catalogue, Entry, Follower
+from serve.catalogue import Catalogue, Entry
 from serve.middleware.answer import ASGIApp, Message, Receive, Scope, Send, answer
 from serve.middleware.dispatch import Dispatch, model_of, unprefixed
 from serve.wire import messagepack
@@ -196,29 +196,6 @@ async def test_a_replica_of_a_further_model_sees_the_path_that_was_asked_for():
 
     await unprefixed(app)(asked, receive, send)
     assert app.got == [(CHAT, b"")]
-
-
-async def test_a_follower_learns_of_a_change_and_forgets_nothing_when_it_cannot_read():
-    found: list[Catalogue | None] = [catalogue(num=2), None, catalogue()]
-    read = asyncio.Semaphore(1)
-
-    async def read_next() -> Catalogue | None:
-        await read.acquire()
-        return found.pop(0)
-
-    know = Follower(read_next, period_s=0)
-    first = await know()
-    assert first is not None
-    assert first.keys == []
-    for keys in ([], ["small"]):
-        left = len(found)
-        read.release()
-        while len(found) == left:
-            await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        known = await know()
-        assert known is not None
-        assert known.keys == keys
 
 
 def rows() -> list[tuple[str, int, str]]:
