@@ -75,14 +75,14 @@ def compose(name: str, *overrides: str) -> Any:
         missing = sorted(OmegaConf.missing_keys(config))
         if not missing:
             return OmegaConf.to_object(config)
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(_in_item(SCHEMAS[name], config, error)) from None
     except OmegaConfBaseException as error:
         if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
+            raise UserError(_in_item(SCHEMAS[name], config, error.__cause__)) from None
         raise UserError(_one_line(error)) from error
     key, group = missing[0], missing[0].split(".")[0]
-    doc = next((k.doc for k in keys_of(SCHEMAS[name]) if k.name == key), "").rstrip(".")
+    doc = next((k.doc for k in keys_of(SCHEMAS[name]) if f".{key}".endswith(f".{k.name}")), "").rstrip(".")
     shipped = f"; or take a shipped choice: {group}=NAME, of {', '.join(options(group))}" if group in groups() else ""
     raise UserError(f"{key} must be set: {doc}{shipped}")
 
@@ -120,6 +120,18 @@ def _check_word(word: str) -> None:
         OverridesParser.create().parse_override(word)
     except Exception as error:  # the lexer raises what is no HydraException
         raise UserError(f"{key}: '{value}' cannot be read; quote it: \"{key}='...'\"") from error
+
+
+def _in_item(schema: type, config: DictConfig, error: UserError) -> str:
+    """The message of a mistake with the key's whole name: parts that stand in a dict do not know where they stand."""
+    for key in keys_of(schema):
+        for name, part in (OmegaConf.select(config, key.name) if key.item else {}).items():
+            try:
+                OmegaConf.to_object(part)
+            except (UserError, OmegaConfBaseException) as found:
+                if str(error) in (str(found), str(found.__cause__)):
+                    return f"{key.name}.{name}.{error}"
+    return str(error)
 
 
 def _one_line(error: Exception) -> str:

@@ -27,6 +27,8 @@ It takes what manta batch takes, and runs nothing.""",
   manta serve model.path=MODEL engine=tp2_h200 deployment.vllm.enable_auto_tool_choice=true \\
       deployment.vllm.tool_call_parser=hermes
   manta serve model.path=MODEL task=embed
+  manta serve model.path=MODEL deployment.models.vectors.model.path=OTHER deployment.models.vectors.task=embed \\
+      deployment.models.vectors.engine=cpu
   manta serve model=demo deployment.detach=true
   manta serve status [NAME]
   manta serve stop [NAME] [--now]

@@ -38,6 +38,12 @@ class Key:
         return self.is_open and get_args(self.type)[1] is str
 
     @property
+    def item(self) -> type | None:
+        """The dataclass of what is below it, where it is a dict of such; each has the keys of that one."""
+        below = get_args(self.type)[1] if self.is_open else None
+        return below if isinstance(below, type) and is_dataclass(below) else None
+
+    @property
     def values(self) -> list[str]:
         """What the value can be, where that is a short list."""
         if self.type is bool:
@@ -47,6 +53,8 @@ class Key:
     @property
     def type_name(self) -> str:
         """The type as a person writes it."""
+        if self.item is not None:
+            return f"dict[str, {self.item.__name__}]"
         names = []
         for member in _members(self.type):
             if member is type(None):

@@ -15,14 +15,14 @@ from typing import TextIO
 from cluster.connect import connect, keep_logs
 from cluster.terminal import divert_output, interruptible, scratch_folder
 from conf.errors import UserError
-from conf.schema.engine import Device
 from conf.schema.serve import ProxyForm, ServeJob
 from conf.schema.task import Task
 from serve.cause import root_cause
 from serve.detached import read_job, start_detached
+from serve.ensemble import Ensemble
 from serve.plan import ServicePlan, check_room, make_plan
 from serve.router.proxy import decide_form, set_flags
-from serve.service import Service, ServiceFailed
+from serve.service import ServiceFailed
 from serve.state import Phase, Post, ServiceState, claimed, read_state, services_folder, this_process
 from serve.update import apply_update, hand_over, take_update
 
@@ -94,7 +94,6 @@ def _first_state(plan: ServicePlan) -> ServiceState:
 def _serve(plan: ServicePlan, scratch: Path, terminal: TextIO, post: Post) -> bool:
     """Returns whether it was ready before it was interrupted."""
     job, began = plan.job, time.monotonic()
-    engine = job.engine
     if (form := decide_form(job, scratch)) is ProxyForm.direct:
         set_flags(job, scratch, os.environ)
         plan = plan.behind(form)
@@ -103,16 +102,13 @@ def _serve(plan: ServicePlan, scratch: Path, terminal: TextIO, post: Post) -> bo
         print(f"manta serve: {news}", file=terminal)
 
     # counted for one replica more, so that an update has room beside the old ones
-    num_cpus = int((plan.num_replicas + 1) * plan.placement.total.get("CPU", 1)) + 1
+    num_cpus = sum(int((part.num_replicas + 1) * part.placement.total.get("CPU", 1)) for part in plan.parts) + 1
     with connect(job.cluster, num_cpus, scratch) as connection, interruptible() as interrupted:
         try:
-            if engine.device is Device.auto and job.cluster.address is not None:
-                plan = plan.on_device(Device.cuda if connection.resources.get("GPU") else Device.cpu)
+            plan = plan.joined(connection.resources)
             check_room(plan, connection.resources)
-            count = f"{plan.num_replicas} replica{'s' if plan.num_replicas > 1 else ''}"
-            shape = f"TP {engine.tensor_parallel_size} x PP {engine.pipeline_parallel_size}, {plan.device.value}"
-            say(f"starting {count} of {job.model.name} ({shape})")
-            service = Service(plan, interrupted, say)
+            say(f"starting {'; '.join(map(_shape, plan.parts))}")
+            service = Ensemble(plan, interrupted, say)
             try:
                 if is_ready := service.start():
                     say(_greeting(plan, time.monotonic() - began))
@@ -131,7 +127,7 @@ def _serve(plan: ServicePlan, scratch: Path, terminal: TextIO, post: Post) -> bo
             keep_logs(connection.logs, plan.logs)
 
 
-def _watch(service: Service, interrupted: threading.Event, post: Post, say: Callable[[str], None]) -> None:
+def _watch(service: Ensemble, interrupted: threading.Event, post: Post, say: Callable[[str], None]) -> None:
     """Returns when somebody interrupts; does the updates that are asked for meanwhile."""
     while not interrupted.wait(WATCH_S):
         service.look()
@@ -139,8 +135,17 @@ def _watch(service: Service, interrupted: threading.Event, post: Post, say: Call
             apply_update(service, asked, post, say)
 
 
+def _shape(part: ServicePlan) -> str:
+    engine, count = part.job.engine, f"{part.num_replicas} replica{'s' if part.num_replicas > 1 else ''}"
+    shape = f"TP {engine.tensor_parallel_size} x PP {engine.pipeline_parallel_size}, {part.device.value}"
+    return f"{count} of {part.job.model.name} ({shape})"
+
+
 def _greeting(plan: ServicePlan, seconds: float) -> str:
-    model, name = plan.job.model, plan.job.deployment.name
+    name = plan.job.deployment.name
+    models = "\n          ".join(
+        f"{', '.join(part.names)}; {part.max_model_len:,} tokens of context" for part in plan.parts
+    )
     chat = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32}
     path, ask = {
         Task.generate: ("v1/chat/completions", chat),
@@ -148,11 +153,11 @@ def _greeting(plan: ServicePlan, seconds: float) -> str:
         Task.classify: ("classify", {"input": "Hello"}),
         Task.score: ("v1/score", {"text_1": "Hello", "text_2": "Hi"}),
     }[plan.job.task]
-    body = json.dumps({"model": model.name, **ask})
+    body = json.dumps({"model": plan.job.model.name, **ask})
     key = "" if plan.job.access.open else '-H "Authorization: Bearer $KEY" '
     lines = [
         f"ready after {seconds:.0f} s at {plan.url}/v1",
-        f"  models  {', '.join([model.name, *model.adapters])}; {plan.max_model_len:,} tokens of context",
+        "  models  " + "\n          ".join(models),
         f"  logs    {plan.logs}",
         f"  try     curl {plan.url}/{path} {key}-H 'Content-Type: application/json' -d '{body}'",
     ]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
+import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +17,7 @@ from cluster.connect import decide_device
 from conf.errors import UserError
 from conf.schema.engine import Device, EngineKind, Sizing
 from conf.schema.serve import DeploymentSpec, ProxyForm, ServeJob
+from serve.catalogue import Catalogue, Entry, app_of
 from serve.engine.adapters import check_adapters
 from serve.engine.arguments import check_api_arguments, check_engine_arguments
 from serve.engine.capability import check_task, overridden
@@ -35,10 +39,32 @@ class ServicePlan:
     max_model_len: int
     """Context in tokens."""
     logs: Path
+    share: int
+    """Engines of the service, which share the cores of a machine."""
+    key: str = ""
+    """Below `deployment.models`; empty for the service as a whole and its first model."""
+    others: tuple[ServicePlan, ...] = ()
+    """The further models, each as if it were alone."""
     form: ProxyForm = ProxyForm.plain
     """Direct or plain; see `behind`."""
     version: str = field(default_factory=lambda: uuid4().hex)
     """Replicas of the same plan are never replaced by one another."""
+
+    @property
+    def parts(self) -> list[ServicePlan]:
+        """The models one by one, the first one too as if it were alone."""
+        job = replace(self.job, deployment=replace(self.job.deployment, models={}))
+        return [replace(self, job=job, others=()), *self.others]
+
+    @property
+    def app(self) -> str:
+        """What Ray Serve calls the model's application."""
+        return app_of(self.job.deployment.name, self.key)
+
+    @property
+    def names(self) -> list[str]:
+        """What requests may call the model and its adapters."""
+        return [self.job.model.name, *self.job.model.adapters]
 
     @property
     def num_replicas(self) -> int:
@@ -58,13 +84,27 @@ class ServicePlan:
         return f"http://{f'[{host}]' if ':' in host else host}:{self.job.deployment.port}"
 
     def on_device(self, device: Device) -> ServicePlan:
-        """Returns the plan for another device: what a cluster has is known only once it is joined."""
+        """Returns the plan for another device."""
         return replace(self, device=device, placement=place(self.job.engine, device))
 
+    def joined(self, resources: Mapping[str, float]) -> ServicePlan:
+        """Returns the plan for a cluster elsewhere: what it has is known only once it is joined."""
+        if self.job.cluster.address is None:
+            return self
+        plan = replace(self, others=tuple(other.joined(resources) for other in self.others))
+        device = Device.cuda if resources.get("GPU") else Device.cpu
+        return plan.on_device(device) if self.job.engine.device is Device.auto else plan
+
     def behind(self, form: ProxyForm) -> ServicePlan:
-        """Returns the plan with a proxy in front: behind a router each replica tells it what happens."""
+        """Returns the plan with a proxy in front: behind a router each replica tells it what happens.
+
+        Raises:
+            UserError: when a router would have several models behind it.
+        """
         if form is ProxyForm.plain:
             return replace(self, form=form)
+        if self.others:
+            raise UserError("deployment.models needs deployment.proxy=plain, and this service runs with direct")
         told: Layer = ("serve.middleware.progress:Progress", {"bytes_per_token": self.job.router.bytes_per_token})
         return replace(self, form=form, layers=[told, *self.layers])
 
@@ -79,6 +119,22 @@ def make_plan(job: ServeJob, is_update: bool = False) -> ServicePlan:
     Raises:
         UserError: for the first mistake found.
     """
+    if job.cluster.address is None and not is_update:
+        check_port(job.deployment)
+    parts = {"": _plan_model(replace(job, deployment=replace(job.deployment, models={})), "")}
+    for key in job.deployment.models:
+        try:
+            parts[key] = _plan_model(job.of(key), key)
+        except UserError as error:
+            raise UserError(_below(key, str(error))) from None
+    _check_names(parts)
+    first, *others = [replace(part, share=sum(each.num_replicas for each in parts.values())) for part in parts.values()]
+    models = {other.key: replace(job.deployment.models[other.key], model=other.job.model) for other in others}
+    whole = replace(first.job, deployment=replace(first.job.deployment, models=models))
+    return replace(first, job=whole, others=tuple(others))
+
+
+def _plan_model(job: ServeJob, key: str) -> ServicePlan:
     engine, model = job.engine, job.model.absolute()
     if engine.kind is not EngineKind.vllm:
         raise UserError(f"engine.kind must be vllm, whose API manta serve answers with, got {engine.kind.value}")
@@ -97,8 +153,6 @@ def make_plan(job: ServeJob, is_update: bool = False) -> ServicePlan:
         raise UserError(f"model.adapters has '{model.name}', which is the model's own name: set model.name")
     max_model_len = context_tokens(dict(config), engine.max_model_len)
     check_partition(dict(config), engine.tensor_parallel_size, engine.pipeline_parallel_size)
-    if job.cluster.address is None and not is_update:
-        check_port(job.deployment)
     device = decide_device(engine, job.cluster)
     access = replace(job.access, keys_file=str(keys_path(job.access.keys_file, os.environ).absolute()))
     logs = Path(job.deployment.logs or f"out/serve-{job.deployment.name}").expanduser().absolute()
@@ -110,6 +164,44 @@ def make_plan(job: ServeJob, is_update: bool = False) -> ServicePlan:
         layers=middleware_of(job, _vllm_version()),
         max_model_len=max_model_len,
         logs=logs,
+        share=engine.min_replicas,
+        key=key,
+    )
+
+
+def _below(key: str, message: str) -> str:
+    """A message about one of `deployment.models` with the names of its keys in full."""
+    message = re.sub(r"^deployment\.vllm\b", "vllm", message)
+    return re.sub(r"^(?=(?:model|engine|task|vllm)\b)", f"deployment.models.{key}.", message)
+
+
+def _check_names(parts: Mapping[str, ServicePlan]) -> None:
+    """Checks that a name in a request says which model is meant."""
+    owners: dict[str, str] = {}
+    for key, part in parts.items():
+        for name in part.names:
+            where = "model" if name == part.job.model.name else f"model.adapters.{name}"
+            where = f"deployment.models.{key}.{where}" if key else where
+            if (other := owners.setdefault(name, where)) != where:
+                raise UserError(f"{where} and {other} are both called '{name}': set another model.name for one of them")
+
+
+def catalogue_of(plan: ServicePlan) -> Catalogue:
+    """Returns what all processes of a service must know of its models."""
+    access = plan.job.access
+    entries = []
+    for part in plan.parts:
+        model, *adapters = part.names
+        entries += [
+            Entry(name=name, parent=parent, key=part.key, max_model_len=part.max_model_len)
+            for name, parent in [(model, None), *((name, model) for name in adapters)]
+        ]
+    return Catalogue(
+        entries=entries,
+        created=int(time.time()),
+        is_open=access.open,
+        max_body_bytes=access.max_body_bytes,
+        body_timeout_s=access.body_timeout_s,
     )
 
 
@@ -148,10 +240,11 @@ def check_room(plan: ServicePlan, resources: dict[str, float]) -> None:
     Raises:
         UserError: when it cannot.
     """
-    for name, amount in plan.placement.total.items():
-        needed, have = amount * plan.num_replicas, resources.get(name, 0)
-        if have < needed:
-            raise UserError(
-                f"engine.num_replicas={plan.job.engine.num_replicas} of {amount:g} {name} each need {needed:g} {name},"
-                f" the cluster has {have:g}"
-            )
+    parts = plan.parts
+    for name in dict.fromkeys(name for part in parts for name in part.placement.total):
+        each = [part.placement.total.get(name, 0.0) for part in parts]
+        needed = sum(amount * part.num_replicas for amount, part in zip(each, parts, strict=True))
+        if (have := resources.get(name, 0)) < needed:
+            which = f"engine.num_replicas={plan.job.engine.num_replicas} of {each[0]:g} {name} each"
+            which = which if len(parts) == 1 else f"engine.num_replicas of all {len(parts)} models together"
+            raise UserError(f"{which} need {needed:g} {name}, the cluster has {have:g}")

@@ -8,9 +8,12 @@ from contextlib import suppress
 
 from conf.schema.engine import Device
 from conf.schema.serve import ServeJob
+from serve.catalogue import read_now
 from serve.engine.errors import EngineDead
 from serve.engine.vllm.api import VllmApi, start_api
 from serve.middleware.answer import ASGIApp
+from serve.middleware.dispatch import unprefixed
+from serve.middleware.listing import Listing
 from serve.middleware.lost import Lost
 from serve.middleware.observe import Observe
 from serve.middleware.record import RequestLog
@@ -18,7 +21,7 @@ from serve.middleware.routes import EXPOSED, Routes
 from serve.middleware.scrape import Scrape
 from serve.middleware.stack import Layer, wrapped
 from serve.middleware.tally import Tally
-from serve.telemetry import Named, engine_families, gather, replica_name, request_log_path
+from serve.telemetry import Named, app_name, engine_families, gather, replica_name, request_log_path
 
 
 class Replica:
@@ -50,17 +53,19 @@ class Replica:
         self._api = api = await start_api(
             job.model, job.engine, self._device, self._share, job.task, job.deployment.vllm, EXPOSED
         )
-        app = wrapped(Scrape(self._api.app, self._gather), self._layers)
+        app = wrapped(Scrape(Listing(self._api.app, read_now), self._gather), self._layers)
         log = RequestLog(request_log_path()) if job.deployment.log_requests else None
         self._lost = Lost(app, lambda: api.is_dead, lambda: os._exit(1))
-        return Observe(Routes(self._lost, self._is_ready), self._tally, log)
+        app = Observe(Routes(self._lost, self._is_ready), self._tally, log)
+        return app if app_name() == job.deployment.name else unprefixed(app)
 
     async def families(self) -> Named:
         """This replica's name, and what it and its engine have counted; for whichever replica is scraped."""
         return replica_name(), [*self._tally.families(), *engine_families()]
 
     async def _gather(self) -> list[Named]:
-        return await gather("families", await self.families())
+        catalogue = await read_now()
+        return await gather("families", await self.families(), catalogue.keys if catalogue else ())
 
     async def check_health(self) -> None:
         """Ray Serve replaces the replica, with all of its engine's processes, where this fails three times.

@@ -10,9 +10,10 @@ from typing import Any
 
 from conf.errors import UserError
 from conf.schema.serve import ProxyForm
+from serve.catalogue import prefix_of
 from serve.cause import cause_of
 from serve.gate import build_gate
-from serve.middleware.proxy import AGAIN_VARIABLE, IMPORT_PATH, MARGIN_S, TIMEOUT_VARIABLE
+from serve.middleware.proxy import AGAIN_VARIABLE, DISPATCH_VARIABLE, IMPORT_PATH, MARGIN_S, TIMEOUT_VARIABLE
 from serve.plan import ServicePlan
 from serve.router.ingress import behind_router
 
@@ -31,6 +32,25 @@ class ServiceFailed(Exception):
 
 class ServiceLost(ServiceFailed):
     """An update failed, and the former configuration does not start again."""
+
+
+def begin(plan: ServicePlan) -> None:
+    """Starts Ray Serve, with one proxy on this host's address only.
+
+    Raises:
+        UserError: when the cluster serves already.
+    """
+    import ray.serve as rayserve
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    if rayserve.status().proxies:
+        raise UserError(f"cluster.address={plan.job.cluster.address}: Ray Serve runs there already")
+    spec = plan.job.deployment
+    rayserve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": spec.host, "port": spec.port, "request_timeout_s": spec.request_timeout_s + MARGIN_S},
+        controller_options={"runtime_env": {"env_vars": flags(spec.request_timeout_s, plan.form)}},
+    )
 
 
 def build_replicas(plan: ServicePlan, surge_percent: int) -> Any:
@@ -68,14 +88,14 @@ def build_replicas(plan: ServicePlan, surge_percent: int) -> Any:
     )
     # Ray Serve would draw one, and take every deployment of the same replicas for an update
     deployment._version = plan.version
-    application = deployment.bind(plan.job, plan.device, plan.num_replicas, plan.layers)
+    application = deployment.bind(plan.job, plan.device, plan.share, plan.layers)
     if plan.form is ProxyForm.direct:
         return behind_router(application, REPLICA, plan.job.router, plan.job.engine.max_num_seqs)
     return application
 
 
 class Service:
-    """What runs on a cluster under one name.
+    """A model that runs on a cluster; `serve.ensemble` holds those of one service.
 
     It is one application of Ray Serve, in three forms: the gate alone; the gate with replicas that start behind it; and
     the replicas. Ray Serve gives the address from one form to the next at once, and drains what a form has lost.
@@ -94,35 +114,21 @@ class Service:
         self._say = say
         self._build = build
         self._states: dict[str, int] | None = None
-        self._has_begun = False
         self._is_open = False
 
     @property
     def _name(self) -> str:
-        return self.plan.job.deployment.name
+        return self.plan.app
 
-    def start(self) -> bool:
-        """Starts Ray Serve, with one proxy on this host's address only, and the replicas.
+    def open(self) -> bool:
+        """Starts the replicas.
 
         Returns:
             Whether all were ready before somebody interrupted.
 
         Raises:
-            UserError: when the cluster serves already.
             ServiceFailed: when they do not become ready.
         """
-        import ray.serve as rayserve
-
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        if rayserve.status().proxies:
-            raise UserError(f"cluster.address={self.plan.job.cluster.address}: Ray Serve runs there already")
-        self._has_begun = True
-        spec = self.plan.job.deployment
-        rayserve.start(
-            proxy_location="HeadOnly",
-            http_options={"host": spec.host, "port": spec.port, "request_timeout_s": spec.request_timeout_s + MARGIN_S},
-            controller_options={"runtime_env": {"env_vars": flags(spec.request_timeout_s, self.plan.form)}},
-        )
         return self._open(self.plan)
 
     def roll(self, plan: ServicePlan, surge_percent: int) -> bool:
@@ -188,13 +194,12 @@ class Service:
         while self._actors() and time.monotonic() < deadline:
             time.sleep(POLL_S)
 
-    def stop(self) -> None:
-        """Drains the replicas and ends Ray Serve, where it was started."""
+    def leave(self) -> None:
+        """Does as `close` does, and then nothing stands there any more."""
         import ray.serve as rayserve
 
-        if self._has_begun:
-            self.close()
-            rayserve.shutdown()
+        self.close()
+        rayserve.delete(self._name, _blocking=False)
 
     def look(self) -> None:
         """Tells of replicas that come and go.
@@ -266,7 +271,8 @@ class Service:
                 return True
             if status is not None and status.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
                 messages = [status.message, *(deployment.message for deployment in status.deployments.values())]
-                raise ServiceFailed(f"the engine does not start: {cause_of(messages)}")
+                which = f" of deployment.models.{plan.key}" if plan.key else ""
+                raise ServiceFailed(f"the engine{which} does not start: {cause_of(messages)}")
             if time.monotonic() > deadline:
                 raise ServiceFailed(f"not ready after engine.start_timeout_s={timeout_s:g}")
         return False
@@ -274,7 +280,8 @@ class Service:
     def _run(self, app: Any) -> None:
         from ray.serve.api import RunTarget, run_many
 
-        run_many([RunTarget(app, name=self._name)], wait_for_applications_running=False)
+        target = RunTarget(app, name=self._name, route_prefix=prefix_of(self.plan.key) or "/")
+        run_many([target], wait_for_applications_running=False)
 
 
 def flags(request_timeout_s: float, form: ProxyForm) -> dict[str, str]:
@@ -288,4 +295,5 @@ def flags(request_timeout_s: float, form: ProxyForm) -> dict[str, str]:
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": IMPORT_PATH,
         TIMEOUT_VARIABLE: str(request_timeout_s),
         AGAIN_VARIABLE: str(int(form is ProxyForm.plain)),  # HAProxy does it by itself
+        **({DISPATCH_VARIABLE: "1"} if form is ProxyForm.plain else {}),
     }

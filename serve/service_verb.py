@@ -10,6 +10,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 from conf.errors import UserError, nearest
+from conf.schema.serve import ServeJob
 from serve.detached import LOG
 from serve.service import LEAVE_S
 from serve.state import Phase, ServiceState, claimed, read_state, remove_state, services_folder, state_names
@@ -126,25 +127,29 @@ def _phase(state: ServiceState) -> str:
 
 
 def _line(state: ServiceState) -> str:
-    return f"  {state.name:<16}{_phase(state):<10}{state.url:<28}{state.job.model.name}"
+    names = [state.job.model.name, *(spec.model.name for spec in state.job.deployment.models.values())]
+    return f"  {state.name:<16}{_phase(state):<10}{state.url:<28}{', '.join(names)}"
 
 
 def _detail(state: ServiceState) -> str:
     job, process = state.job, state.process
-    replicas = (
-        f"{job.engine.num_replicas} x TP {job.engine.tensor_parallel_size} PP {job.engine.pipeline_parallel_size}"
-    )
+    models = [job, *(job.of(key) for key in job.deployment.models)]
     lines = [
         f"{state.name}: {_phase(state)}{f': {state.message}' if state.message else ''}",
         f"  url       {state.url}/v1{'' if not process.is_alive or _is_ready(state) else '  (/ready: not now)'}",
-        f"  models    {', '.join([job.model.name, *job.model.adapters])}",
-        f"  replicas  {replicas}",
+        f"  models    {', '.join(name for each in models for name in [each.model.name, *each.model.adapters])}",
+        *(f"  replicas  {_replicas(each)}{f' of {each.model.name}' if len(models) > 1 else ''}" for each in models),
         f"  since     {state.since}, process {process.pid} on {process.host}",
         f"  logs      {state.logs}{f'/{LOG}' if job.deployment.detach else ''}",
     ]
     if process.is_here and not process.is_alive and state.phase is not Phase.failed:
         lines.append("  it ended without being stopped: killed, or the machine was started anew")
     return "\n".join(lines)
+
+
+def _replicas(job: ServeJob) -> str:
+    engine = job.engine
+    return f"{engine.num_replicas} x TP {engine.tensor_parallel_size} PP {engine.pipeline_parallel_size}"
 
 
 def _is_ready(state: ServiceState) -> bool:

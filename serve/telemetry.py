@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
+from serve.catalogue import app_of
 from serve.middleware.scrape import Families
 
 GATHER_S = 3.0
@@ -22,28 +24,41 @@ def replica_name() -> str:
     return rayserve.get_replica_context().replica_id.unique_id
 
 
-async def gather(method: str, own: Named) -> list[Named]:
-    """Asks every replica of this deployment what it has counted; one that does not say so in time is left out.
+def app_name() -> str:
+    """What Ray Serve calls the application of this replica's model."""
+    import ray.serve as rayserve
+
+    return rayserve.get_replica_context().app_name
+
+
+async def gather(method: str, own: Named, keys: Iterable[str] = ()) -> list[Named]:
+    """Asks every replica of this service what it has counted; one that does not say so in time is left out.
 
     A full replica answers as soon as one of its requests ends.
 
     Args:
         method: the deployment's, which returns `Named`.
         own: this replica's, which is not asked over the wire.
+        keys: of the further models, where this is a replica of the first one.
     """
+    apps = [app_name(), *(app_of(app_name(), key) for key in keys)]
+    answers = [answer for found in await asyncio.gather(*(_gather(method, app) for app in apps)) for answer in found]
+    return [own, *(answer for answer in answers if answer[0] != own[0])]
+
+
+async def _gather(method: str, app: str) -> list[Named]:
     import ray.serve as rayserve
 
-    context = rayserve.get_replica_context()
-    handle = rayserve.get_deployment_handle(context.deployment, context.app_name)
+    handle = rayserve.get_deployment_handle(rayserve.get_replica_context().deployment, app)
     try:
         # `results_async` would give up all for one that hangs
         results = await asyncio.wait_for(handle.broadcast(method)._fetch_replica_results_async(), GATHER_S)
     except Exception as error:
         _log.warning("other replicas cannot be asked for their metrics: %s", type(error).__name__)
-        return [own]
+        return []
     asked = (asyncio.wait_for(result.get_async(), GATHER_S) for result in results)
     answers = await asyncio.gather(*asked, return_exceptions=True)
-    return [own, *(answer for answer in answers if isinstance(answer, tuple) and answer[0] != own[0])]
+    return [answer for answer in answers if isinstance(answer, tuple)]
 
 
 def request_log_path() -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from uuid import uuid4
 import msgspec
 
 from conf.errors import UserError
-from conf.schema.engine import Device
 from conf.schema.serve import ServeJob, Update
+from serve.ensemble import Ensemble
 from serve.plan import ServicePlan, check_room, make_plan
-from serve.service import Service, ServiceFailed, ServiceLost
+from serve.service import ServiceFailed, ServiceLost
 from serve.state import Outcome, Phase, Post, ServiceState, UpdateReport, read_own, read_state, write_own
+from serve.surge import surges
 
 POLL_S = 0.25
 HEAR_S = 30.0
@@ -42,8 +43,14 @@ def changes(old: ServeJob, new: ServeJob) -> list[str]:
     Raises:
         UserError: for a key that cannot change while a service runs.
     """
-    before, after = _leaves(msgspec.to_builtins(old)), _leaves(msgspec.to_builtins(new))
     lines = []
+    models = [job.deployment.models for job in (old, new)]
+    for key in sorted(models[0].keys() ^ models[1].keys()):
+        is_new = key in models[1]
+        name = models[is_new][key].model.name
+        lines.append(f"deployment.models.{key}: {f'(none) -> {name}' if is_new else f'{name} -> (none)'}")
+    both = models[0].keys() & models[1].keys()
+    before, after = (_leaves(msgspec.to_builtins(_with_models(job, both))) for job in (old, new))
     for key in sorted(before.keys() | after.keys()):
         was, becomes = (_shown(values.get(key, "(unset)")) for values in (before, after))
         if was == becomes or key in IGNORED:
@@ -57,31 +64,18 @@ def changes(old: ServeJob, new: ServeJob) -> list[str]:
     return lines
 
 
-def surge_percent(old: ServicePlan, new: ServicePlan, free: Mapping[str, float]) -> int:
-    """Decides how many new replicas start beside the old ones, of their number.
+def keeping(old: ServicePlan, new: ServicePlan) -> ServicePlan:
+    """Returns the new plan with the old replicas of those models that do not change."""
+    before = {part.key: part for part in old.parts}
 
-    Args:
-        old: what runs.
-        new: what shall run.
-        free: resources that nobody has.
+    def kept(plan: ServicePlan, part: ServicePlan) -> ServicePlan:
+        was = before.get(part.key)
+        if was is None or was.device is not part.device or changes(was.job, part.job):
+            return plan
+        return replace(plan, version=was.version, layers=was.layers)
 
-    Returns:
-        0 where an old one has to leave for each new one, which needs two old ones at least.
-
-    Raises:
-        UserError: when there is room for none.
-    """
-    needs, frees = new.placement.total, old.placement.total
-    fits = min(int(free.get(name, 0.0) / amount + 1e-9) for name, amount in needs.items() if amount)
-    if fits:
-        return 100 * min(fits, new.num_replicas) // new.num_replicas
-    if old.num_replicas > 1 and all(amount <= frees.get(name, 0.0) for name, amount in needs.items()):
-        return 0
-    lacking = ", ".join(f"{amount:g} {name} ({free.get(name, 0.0):g} free)" for name, amount in needs.items() if amount)
-    raise UserError(
-        f"deployment.update=rolling has no room for a replica beside those that run: it needs {lacking};"
-        " deployment.update=replace drains the old ones first, and requests get 503 meanwhile"
-    )
+    first, *others = new.parts
+    return replace(kept(new, first), others=tuple(kept(other, other) for other in others))
 
 
 def hand_over(folder: Path, state: ServiceState, plan: ServicePlan) -> int:
@@ -141,7 +135,7 @@ def take_update(folder: Path, name: str) -> Asked | None:
     return asked
 
 
-def apply_update(service: Service, asked: Asked, post: Post, say: Callable[[str], None]) -> None:
+def apply_update(service: Ensemble, asked: Asked, post: Post, say: Callable[[str], None]) -> None:
     """Does an update and reports how it goes; where it fails the service goes on as it was.
 
     Args:
@@ -160,12 +154,12 @@ def apply_update(service: Service, asked: Asked, post: Post, say: Callable[[str]
         post.tell(Phase.updating if outcome is Outcome.running else Phase.ready)
         say(message)
 
+    import ray
+
     old, began = service.plan, time.monotonic()
     try:
-        plan = make_plan(asked.job, is_update=True)
-        if plan.job.engine.device is Device.auto:
-            plan = plan.on_device(old.device)
-        plan = plan.behind(old.form)
+        plan = make_plan(asked.job, is_update=True).joined(ray.cluster_resources())
+        plan = keeping(old, plan.behind(old.form))
         changes(old.job, plan.job)
         is_ready = _do(service, plan, tell)
     except UserError as error:
@@ -185,18 +179,27 @@ def apply_update(service: Service, asked: Asked, post: Post, say: Callable[[str]
         tell(f"updated after {time.monotonic() - began:.0f} s at {plan.url}/v1", Outcome.done)
 
 
-def _do(service: Service, plan: ServicePlan, tell: Callable[[str], None]) -> bool:
+def _do(service: Ensemble, plan: ServicePlan, tell: Callable[[str], None]) -> bool:
     import ray
 
     check_room(plan, dict(ray.cluster_resources()))
-    count = f"{plan.num_replicas} replica{'s' if plan.num_replicas > 1 else ''}"
+    versions = {part.version for part in service.plan.parts}
+    changed = [part for part in plan.parts if part.version not in versions]
+    count = sum(part.num_replicas for part in changed)
+    which = f"{count} replica{'s' if count != 1 else ''}"
     if plan.job.deployment.update is Update.replace:
-        tell(f"draining the old replicas, then starting {count}; requests get 503 meanwhile")
-        return service.replace(plan)
-    percent = surge_percent(service.plan, plan, dict(ray.available_resources()))
-    where = "beside the old ones" if percent else "in place of the old ones, one after the other"
-    tell(f"starting {count} {where}")
-    return service.roll(plan, percent)
+        tell(f"draining the old replicas, then starting {which}; requests get 503 meanwhile")
+        return service.replace(plan, [part.key for part in changed])
+    surge = surges(service.plan, plan, dict(ray.available_resources()))
+    where = "beside the old ones" if all(surge.values()) else "in place of the old ones, one after the other"
+    tell(f"starting {which} {where}")
+    return service.roll(plan, surge)
+
+
+def _with_models(job: ServeJob, keys: Container[str]) -> ServeJob:
+    """A job with some of its further models only."""
+    models = {key: spec for key, spec in job.deployment.models.items() if key in keys}
+    return replace(job, deployment=replace(job.deployment, models=models))
 
 
 def _leaves(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -14,6 +14,7 @@ from conf.schema.cluster import ClusterSpec
 from conf.schema.engine import EngineSpec
 from conf.schema.model import ModelSpec
 from conf.schema.router import RouterSpec
+from conf.schema.served_model import ServedModelSpec, check_model_key, service_engine
 from conf.schema.task import Task
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -85,6 +86,10 @@ class DeploymentSpec:
     """Write a line of JSON for each request, without text of prompts, to a file in the folder for logs."""
     vllm: dict[str, Any] = field(default_factory=dict)
     """Passed to vLLM's API under vLLM's own names, such as enable_auto_tool_choice and tool_call_parser."""
+    models: dict[str, ServedModelSpec] = field(default_factory=dict)
+    """Further models, with replicas of their own, by a name for these keys; a request's model says which one answers.
+    Below each name are the keys of model and engine, task and vllm: deployment.models.small.model=demo
+    deployment.models.small.engine.num_replicas=2. Requests call it by its model.name."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -100,18 +105,26 @@ class DeploymentSpec:
             raise UserError(f"deployment.request_timeout_s must be > 0 and finite, got {self.request_timeout_s}")
         if not self.drain_s >= 0:
             raise UserError(f"deployment.drain_s must be >= 0, got {self.drain_s}")
+        for key in self.models:
+            check_model_key(key)
 
 
 @dataclass(kw_only=True, slots=True)
 class ServeJob:
-    """A model behind OpenAI's API."""
+    """Models behind OpenAI's API: the first one, and those of deployment.models."""
 
     task: Task = Task.generate
     """What is asked of the model."""
     model: ModelSpec = field(default_factory=ModelSpec)
-    engine: EngineSpec = field(default_factory=EngineSpec)
+    engine: EngineSpec = field(default_factory=service_engine)
     cluster: ClusterSpec = field(default_factory=ClusterSpec)
     deployment: DeploymentSpec = field(default_factory=DeploymentSpec)
     access: AccessSpec = field(default_factory=AccessSpec)
     cache: CacheSpec = field(default_factory=CacheSpec)
     router: RouterSpec = field(default_factory=RouterSpec)
+
+    def of(self, key: str) -> ServeJob:
+        """Returns the job as it were with one of `deployment.models` alone."""
+        spec = self.deployment.models[key]
+        deployment = replace(self.deployment, models={}, vllm=spec.vllm)
+        return replace(self, model=spec.model, engine=spec.engine, task=spec.task, deployment=deployment)

@@ -11,8 +11,10 @@ from collections.abc import Callable
 
 from starlette.middleware import Middleware
 
+from serve.catalogue import Follower
 from serve.middleware.answer import ASGIApp, Message, Receive, Refused, Scope, Send, error_event, refuse_with
 from serve.middleware.deadline import TIMEOUT, asked_timeout_s
+from serve.middleware.dispatch import Dispatch
 from serve.middleware.header import media_type
 from serve.middleware.identity import REQUEST_ID, identify
 
@@ -26,6 +28,8 @@ KEPT_BYTES = 1 << 20
 """A longer body is not kept for a second attempt; HAProxy's bound is the same (serve/router/proxy.py)."""
 READY_S = 5.0
 """Where no replica is there, Ray Serve has a request wait for one: whoever asks for /ready wants to know now."""
+DISPATCH_VARIABLE = "MANTA_DISPATCH"
+"""Set where Ray Serve's proxy may have several models behind it."""
 MARGIN_S = 5.0
 """What the proxy waits for beyond a request's deadline, so that the replica's answer to it comes first."""
 _RAY_TIMEOUT = b"x-request-timeout-seconds"
@@ -42,9 +46,10 @@ _SAID = {
 
 
 def layers() -> list[Middleware]:
-    """Returns what Ray Serve puts around its proxy."""
+    """Returns what Ray Serve puts around its proxy, the outermost last."""
+    inner = [Middleware(Dispatch, know=Follower())] if os.environ.get(DISPATCH_VARIABLE) else []  # type: ignore[arg-type]
     timeout_s, is_again = float(os.environ.get(TIMEOUT_VARIABLE, "600")), os.environ.get(AGAIN_VARIABLE) == "1"
-    return [Middleware(Proxy, timeout_s=timeout_s, is_again=is_again)]  # type: ignore[arg-type]
+    return [*inner, Middleware(Proxy, timeout_s=timeout_s, is_again=is_again)]  # type: ignore[arg-type]
 
 
 class Proxy:

@@ -26,7 +26,8 @@ EXPOSED = frozenset(
         "/detokenize",
     }
 )
-"""Every path that is answered; another one is 404, whatever vLLM has there."""
+"""Every path that is answered, and what names a model below `MODELS`; another one is 404, whatever vLLM has there."""
+MODELS = "/v1/models"
 
 
 class Routes:
@@ -51,7 +52,12 @@ class Routes:
             else:
                 message = "the engine cannot answer now"
                 await refuse(send, 503, message, "service_unavailable", headers=[("retry-after", "5")])
-        elif scope["path"] in EXPOSED:
+        elif scope["path"] in EXPOSED or (scope["method"] == "GET" and _names_model(scope["path"])):
             await self._app(scope, receive, send)
         else:
             await refuse(send, 404, "there is nothing at this path", "not_found_error")
+
+
+def _names_model(path: str) -> bool:
+    name = path.removeprefix(f"{MODELS}/")
+    return 0 < len(name) < len(path) and ".." not in name.split("/")

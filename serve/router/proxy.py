@@ -51,6 +51,8 @@ def decide_form(job: ServeJob, scratch: Path) -> ProxyForm:
     lack = None
     if job.cluster.address is not None:
         lack = "cluster.address=null: its flags must be set before Ray starts"
+    elif job.deployment.models:
+        lack = "one model, as deployment.models is not empty: HAProxy asks a router that knows one model's replicas"
     elif not sys.platform.startswith("linux"):
         lack = "Linux"
     elif haproxy_program() is None:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import msgspec
+import openai
 import psutil
 import pytest
 from jobs import ENVIRONMENT
@@ -18,7 +20,9 @@ from services import free_port
 from serve.state import read_state, services_folder
 
 pytestmark = pytest.mark.timeout(400)
-WORDS = ("model=demo", "access.open=true", "engine.max_model_len=512")
+VECTORS = "deployment.models.vectors"
+MODELS = (f"{VECTORS}.model=demo", f"{VECTORS}.model.name=org/vectors", f"{VECTORS}.task=embed")
+WORDS = ("model=demo", "access.open=true", "engine.max_model_len=512", *MODELS, f"{VECTORS}.engine.max_model_len=256")
 
 
 @pytest.fixture
@@ -45,6 +49,37 @@ def manta(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def ask_both(url: str) -> None:
+    """Asks a service of two models for what each of them has an answer to, as OpenAI's client does."""
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120) as client:
+        chat = client.chat.completions.create(
+            model="demo", messages=[{"role": "user", "content": "Order 4711."}], max_tokens=4, temperature=0
+        )
+        assert chat.usage is not None
+        assert chat.usage.completion_tokens == 4
+        assert len(client.embeddings.create(model="org/vectors", input=["a", "b"]).data) == 2
+        listed = {model.id: model.model_dump() for model in client.models.list()}
+        assert {name: card["max_model_len"] for name, card in listed.items()} == {"demo": 512, "org/vectors": 256}
+        assert client.models.retrieve("org/vectors").id == "org/vectors"
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(model="nobody", messages=[])
+        with pytest.raises(openai.NotFoundError):
+            client.models.retrieve("nobody")
+    packed = httpx.post(
+        f"{url}/v1/embeddings",
+        content=msgspec.msgpack.encode({"model": "org/vectors", "input": "a"}),
+        headers={"content-type": "application/msgpack", "accept": "application/msgpack"},
+        timeout=120,
+    )
+    assert msgspec.msgpack.decode(packed.content)["model"] == "org/vectors"
+    assert httpx.post(f"{url}/tokenize", json={"model": "org/vectors", "prompt": "a"}).json()["max_model_len"] == 256
+    page = httpx.get(f"{url}/metrics", timeout=60).text
+    for name in ("demo", "org/vectors"):
+        assert f'manta_prompt_tokens_total{{key="open",model="{name}"' in page
+        assert f'model_name="{name}"' in page
+    assert httpx.get(f"{url}/_model/vectors/v1/models").status_code == 404
+
+
 def test_a_service_in_the_background_is_shown_kept_and_stopped(home: Path):
     port = free_port()
     words = (*WORDS, f"deployment.port={port}")
@@ -62,9 +97,9 @@ def test_a_service_in_the_background_is_shown_kept_and_stopped(home: Path):
 
     shown = manta(home, "status", "manta")
     assert (shown.returncode, shown.stdout.splitlines()[0]) == (0, "manta: ready")
-    ask = {"model": "demo", "prompt": "x", "max_tokens": 4, "ignore_eos": True}
-    answer = httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=ask, timeout=120).json()
-    assert answer["usage"]["completion_tokens"] == 4
+    assert "models    demo, org/vectors" in shown.stdout
+    assert "1 x TP 1 PP 1 of org/vectors" in shown.stdout
+    ask_both(f"http://127.0.0.1:{port}")
 
     again = manta(home, *words)
     assert again.returncode == 2
@@ -76,7 +111,7 @@ def test_a_service_in_the_background_is_shown_kept_and_stopped(home: Path):
     too_many = manta(home, *detached, "engine.num_replicas=90")
     assert too_many.returncode == 2
     assert "engine.num_replicas: 1 -> 90" in too_many.stderr
-    assert "engine.num_replicas=90 of 1 CPU each need 90 CPU" in too_many.stderr
+    assert "engine.num_replicas of all 2 models together need 91 CPU" in too_many.stderr
     assert httpx.get(f"http://127.0.0.1:{port}/ready", timeout=60).status_code == 200
 
     ended = manta(home, "stop")

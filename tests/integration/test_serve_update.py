@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import threading
 import time
@@ -19,8 +20,9 @@ from services import free_port
 from cluster.connect import connect
 from cluster.terminal import scratch_folder
 from conf import entry
+from serve.ensemble import Ensemble
 from serve.plan import ServicePlan, make_plan
-from serve.service import REPLICA, Service
+from serve.service import REPLICA
 from serve.state import Outcome, Phase, Post, ServiceState, claimed, this_process
 from serve.update import Asked, apply_update
 
@@ -48,7 +50,8 @@ class Slow:
                     await send({"type": f"lifespan.{event}.complete"})
                 return
             await asyncio.sleep(0.2)
-            await send({"type": "http.response.start", "status": 200, "headers": []})
+            headers = [(b"x-pid", str(os.getpid()).encode())]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": name.encode()})
 
         return app
@@ -119,6 +122,11 @@ class Load:
             thread.join(70)
 
 
+def answered(url: str, model: str) -> str:
+    """Which model has answered."""
+    return httpx.post(f"{url}/v1/completions", json={"model": model}).text
+
+
 def test_an_update_cuts_no_request(tmp_path: Path):
     def job(name: str, *words: str) -> Any:
         return entry.compose(
@@ -140,7 +148,7 @@ def test_an_update_cuts_no_request(tmp_path: Path):
         scratch_folder() as scratch,
         connect(plan.job.cluster, 3, Path(scratch)),
     ):
-        service = Service(plan, threading.Event(), news.append, build_slow)
+        service = Ensemble(plan, threading.Event(), news.append, build_slow)
         try:
             assert service.start()
             with Load(plan.url).running() as load:
@@ -165,6 +173,26 @@ def test_an_update_cuts_no_request(tmp_path: Path):
                 codes = {code for code, _ in got}
                 assert (200, "four") in got
                 assert codes <= {200, 503}
+
+                pid = httpx.get(f"{plan.url}/v1/models").headers["x-pid"]
+                small = ["deployment.models.small.model=demo", "deployment.models.small.model.name=small"]
+                assert update("four", *small[:1], "deployment.models.small.model.name=broken") is Outcome.failed
+                assert "deployment.models.small does not start" in news[-1]
+                assert (answered(plan.url, "broken"), answered(plan.url, "four")) == ("four", "four")
+
+                assert update("four", *small) is Outcome.done
+                asked = ["four", "small", "nobody"]
+                assert [answered(plan.url, name) for name in asked] == ["four", "small", "four"]
+                assert httpx.get(f"{plan.url}/ready").status_code == 200
+                assert httpx.get(f"{plan.url}/_model/small/v1/models").status_code == 404
+
+                assert update("four", small[0], "deployment.models.small.model.name=other") is Outcome.done
+                assert [answered(plan.url, name) for name in ["other", "small"]] == ["other", "four"]
+                assert update("four") is Outcome.done
+                assert answered(plan.url, "other") == "four"
+                # a model that does not change keeps its replicas
+                assert httpx.get(f"{plan.url}/v1/models").headers["x-pid"] == pid
+                load.got()
 
                 service.close()
                 refused = httpx.get(f"{plan.url}/v1/models")

@@ -12,7 +12,8 @@ from conf.errors import UserError
 from conf.schema.serve import ServeJob
 from serve.plan import ServicePlan, make_plan
 from serve.state import Phase, ServiceState, claimed, read_state, this_process, write_own
-from serve.update import changes, hand_over, surge_percent, take_update
+from serve.surge import surge_percent
+from serve.update import changes, hand_over, take_update
 
 
 def job(*words: str) -> ServeJob:
