@@ -103,12 +103,13 @@ def _serve(plan: ServicePlan, scratch: Path, terminal: TextIO, post: Post) -> bo
         print(f"manta serve: {news}", file=terminal)
 
     # counted for one replica more, so that an update has room beside the old ones
-    num_cpus = int((plan.num_replicas + 1) * plan.placement.total.get("CPU", 1)) + 1
+    num_cpus = int((engine.max_replicas + 1) * plan.placement.total.get("CPU", 1)) + 1
     with connect(job.cluster, num_cpus, scratch) as connection, interruptible() as interrupted:
         try:
             if engine.device is Device.auto and job.cluster.address is not None:
                 plan = plan.on_device(Device.cuda if connection.resources.get("GPU") else Device.cpu)
-            check_room(plan, connection.resources)
+            if (warning := check_room(plan, connection.resources)) is not None:
+                say(warning)
             count = f"{plan.num_replicas} replica{'s' if plan.num_replicas > 1 else ''}"
             shape = f"TP {engine.tensor_parallel_size} x PP {engine.pipeline_parallel_size}, {plan.device.value}"
             say(f"starting {count} of {job.model.name} ({shape})")
@@ -134,7 +135,9 @@ def _serve(plan: ServicePlan, scratch: Path, terminal: TextIO, post: Post) -> bo
 def _watch(service: Service, interrupted: threading.Event, post: Post, say: Callable[[str], None]) -> None:
     """Returns when somebody interrupts; does the updates that are asked for meanwhile."""
     while not interrupted.wait(WATCH_S):
-        service.look()
+        if (replicas := service.look()) != post.state.replicas:
+            post.state.replicas = replicas
+            post.tell(post.state.phase)
         if (asked := take_update(post.folder, post.state.name)) is not None:
             apply_update(service, asked, post, say)
 

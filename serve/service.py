@@ -12,9 +12,12 @@ from conf.errors import UserError
 from conf.schema.serve import ProxyForm
 from serve.cause import cause_of
 from serve.gate import build_gate
-from serve.middleware.proxy import IMPORT_PATH, MARGIN_S, TIMEOUT_VARIABLE
+from serve.middleware.proxy import MARGIN_S, environment
 from serve.plan import ServicePlan
 from serve.router.ingress import behind_router
+from serve.scaling import scaling_options
+from serve.size import Size, forget_size, read_size
+from serve.state import Replicas
 
 POLL_S = 0.25
 RETRY_AFTER_S = 1.0
@@ -45,14 +48,13 @@ def build_replicas(plan: ServicePlan, surge_percent: int) -> Any:
     from serve.replica import Replica
 
     spec, bundle = plan.job.deployment, plan.placement.bundles[0]
-    options: dict[str, Any] = {}
+    options = scaling_options(plan.job, plan.num_replicas)
     if plan.job.engine.world_size > 1:
         options["placement_group_bundles"] = plan.placement.bundles
         options["placement_group_strategy"] = plan.placement.strategy
     deployment: Any = rayserve.deployment(
         rayserve.ingress()(Replica),  # type: ignore[arg-type]
         name=REPLICA,
-        num_replicas=plan.num_replicas,
         ray_actor_options={"num_cpus": bundle.get("CPU", 0.0), "num_gpus": bundle.get("GPU", 0.0)},
         max_ongoing_requests=plan.max_ongoing_requests,
         max_queued_requests=spec.max_queued_requests,
@@ -68,7 +70,8 @@ def build_replicas(plan: ServicePlan, surge_percent: int) -> Any:
     )
     # Ray Serve would draw one, and take every deployment of the same replicas for an update
     deployment._version = plan.version
-    application = deployment.bind(plan.job, plan.device, plan.num_replicas, plan.layers)
+    # the share of a machine is that of the full fleet: replicas that come slow nobody down
+    application = deployment.bind(plan.job, plan.device, plan.job.engine.max_replicas, plan.layers)
     if plan.form is ProxyForm.direct:
         return behind_router(application, REPLICA, plan.job.router, plan.job.engine.max_num_seqs)
     return application
@@ -94,6 +97,7 @@ class Service:
         self._say = say
         self._build = build
         self._states: dict[str, int] | None = None
+        self._size: Size | None = None
         self._has_begun = False
         self._is_open = False
 
@@ -121,7 +125,7 @@ class Service:
         rayserve.start(
             proxy_location="HeadOnly",
             http_options={"host": spec.host, "port": spec.port, "request_timeout_s": spec.request_timeout_s + MARGIN_S},
-            controller_options={"runtime_env": {"env_vars": _flags(spec.request_timeout_s)}},
+            controller_options={"runtime_env": {"env_vars": environment(self._name, spec.request_timeout_s)}},
         )
         return self._open(self.plan)
 
@@ -139,9 +143,9 @@ class Service:
             ServiceFailed: when they do not become ready; the old ones go on.
         """
         try:
-            is_ready = self._deploy(self._build(plan, surge_percent), plan)
+            is_ready = self._deploy(self._made(plan, surge_percent), plan)
         except ServiceFailed:
-            self._deploy(self._build(self.plan, surge_percent), self.plan)
+            self._deploy(self._made(self.plan, surge_percent), self.plan)
             raise
         if is_ready:
             self.plan = plan
@@ -179,10 +183,11 @@ class Service:
             rayserve.delete(self._name, _blocking=False)
         else:
             if self._is_open:
-                self._run(build_gate(self._build(self.plan, 0)))
+                self._run(build_gate(self._made(self.plan, 0)))
                 self._wait_for_queue()
             self._is_open = False
             self._run(build_gate())
+        forget_size(self._name)
         deadline = time.monotonic() + self.plan.job.deployment.drain_s + LEAVE_S
         # Ray Serve's status forgets a deployment at once; its replicas are there until their requests have ended
         while self._actors() and time.monotonic() < deadline:
@@ -196,8 +201,14 @@ class Service:
             self.close()
             rayserve.shutdown()
 
-    def look(self) -> None:
-        """Tells of replicas that come and go.
+    @property
+    def size(self) -> int:
+        """Replicas that are wanted at this moment."""
+        size = read_size(self._name) if self.plan.job.engine.is_elastic else None
+        return self.plan.num_replicas if size is None else size.target
+
+    def look(self) -> Replicas:
+        """Tells of replicas that come and go, and why, and returns how many there are.
 
         Raises:
             ServiceFailed: when the service is gone.
@@ -213,6 +224,11 @@ class Service:
             shown = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
             self._say(f"replicas: {shown or 'none'}")
         self._states = states
+        size, before = read_size(self._name), self._size
+        if size is not None and size != before and size.was != size.target:
+            self._say(f"replicas {size.was} -> {size.target}: {size.reason}")
+        self._size = size
+        return Replicas(running=states.get("running", 0), wanted=self.size)
 
     def _wait_for_queue(self) -> None:
         """Returns when no request waits for a replica: it would find none, once they are told to end."""
@@ -239,13 +255,17 @@ class Service:
         beginning = f"SERVE_REPLICA::{self._name}#{REPLICA}#"
         return [actor["name"] for actor in named if actor["name"].startswith(beginning)]
 
+    def _made(self, plan: ServicePlan, surge_percent: int) -> Any:
+        """The replicas of a plan, as many as are wanted now: what is deployed again begins with what it is told."""
+        return self._build(plan.sized(self.size) if plan.job.engine.is_elastic else plan, surge_percent)
+
     def _open(self, plan: ServicePlan) -> bool:
         if plan.form is ProxyForm.direct:  # HAProxy says itself that nobody is there
-            return self._deploy(self._build(plan, 0), plan)
-        if not self._deploy(build_gate(self._build(plan, 0)), plan):
+            return self._deploy(self._made(plan, 0), plan)
+        if not self._deploy(build_gate(self._made(plan, 0)), plan):
             return False
         self._is_open = True
-        return self._deploy(self._build(plan, 0), plan)
+        return self._deploy(self._made(plan, 0), plan)
 
     def _deploy(self, app: Any, plan: ServicePlan) -> bool:
         """Returns whether all of the application became ready before somebody interrupted.
@@ -275,15 +295,3 @@ class Service:
         from ray.serve.api import RunTarget, run_many
 
         run_many([RunTarget(app, name=self._name)], wait_for_applications_running=False)
-
-
-def _flags(request_timeout_s: float) -> dict[str, str]:
-    return {
-        # an engine that hangs drains nothing: its requests would hold it for deployment.drain_s
-        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
-        # Ray kills a proxy that is not up within 5 s and starts another: on a busy machine for ever
-        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
-        # the controller starts the proxies, and they inherit this
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": IMPORT_PATH,
-        TIMEOUT_VARIABLE: str(request_timeout_s),
-    }

@@ -134,6 +134,8 @@ def _detail(state: ServiceState) -> str:
     replicas = (
         f"{job.engine.num_replicas} x TP {job.engine.tensor_parallel_size} PP {job.engine.pipeline_parallel_size}"
     )
+    if state.replicas is not None and process.is_alive:
+        replicas += f": {state.replicas.running} running, {state.replicas.wanted} wanted"
     lines = [
         f"{state.name}: {_phase(state)}{f': {state.message}' if state.message else ''}",
         f"  url       {state.url}/v1{'' if not process.is_alive or _is_ready(state) else '  (/ready: not now)'}",

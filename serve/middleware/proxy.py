@@ -6,21 +6,28 @@ Ray Serve calls `layers` in the proxy's process, or in the replica's where repli
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 
 from starlette.middleware import Middleware
 
-from serve.middleware.answer import ASGIApp, Message, Receive, Refused, Scope, Send, error_event, refuse_with
+from serve.middleware.answer import ASGIApp, Message, Receive, Refused, Scope, Send, answer, error_event, refuse_with
 from serve.middleware.deadline import asked_timeout_s
 from serve.middleware.header import media_type
 from serve.middleware.identity import REQUEST_ID, identify
+from serve.size import read_size
 
 IMPORT_PATH = "serve.middleware.proxy:layers"
+NAME_VARIABLE = "MANTA_SERVICE"
 TIMEOUT_VARIABLE = "MANTA_REQUEST_TIMEOUT_S"
 MARGIN_S = 5.0
 """What the proxy waits for beyond a request's deadline, so that the replica's answer to it comes first."""
 _RAY_TIMEOUT = b"x-request-timeout-seconds"
 _RAY_HINTS = (_RAY_TIMEOUT, b"x-request-disconnect-disabled")
 """By these a client could have its request run on without end, whether it is there or not."""
+_ASKED = frozenset({"/health", "/ready", "/metrics"})
+"""By machines, every few seconds: they wake no service that sleeps."""
+LOOK_S = 1.0
 _LOST = error_event("The replica is lost.", "server_error", "replica_lost")
 _SAID = {
     404: ("there is nothing at this path", "not_found_error", "not_found"),
@@ -31,17 +38,49 @@ _SAID = {
 }
 
 
+def environment(name: str, request_timeout_s: float) -> dict[str, str]:
+    """Returns what Ray Serve's controller must find, and the proxies that it starts inherit.
+
+    Args:
+        name: of the service.
+        request_timeout_s: the most that a request may ask for.
+    """
+    return {
+        # an engine that hangs drains nothing: its requests would hold it for deployment.drain_s
+        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+        # Ray kills a proxy that is not up within 5 s and starts another: on a busy machine for ever
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": IMPORT_PATH,
+        TIMEOUT_VARIABLE: str(request_timeout_s),
+        NAME_VARIABLE: name,
+    }
+
+
 def layers() -> list[Middleware]:
     """Returns what Ray Serve puts around its proxy."""
-    return [Middleware(Proxy, timeout_s=float(os.environ.get(TIMEOUT_VARIABLE, "600")))]  # type: ignore[arg-type]
+    timeout_s = float(os.environ.get(TIMEOUT_VARIABLE, "600"))
+    return [Middleware(Proxy, timeout_s=timeout_s, is_asleep=_is_asleep)]  # type: ignore[arg-type]
+
+
+def _is_asleep() -> bool:
+    size = read_size(os.environ.get(NAME_VARIABLE, ""))
+    return size is not None and size.target == 0
 
 
 class Proxy:
     """Bounds how long a request waits for a replica, and puts the proxy's errors into OpenAI's shape."""
 
-    def __init__(self, app: ASGIApp, timeout_s: float) -> None:
-        """Args: Ray Serve's app, and the most that a request may ask for."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        timeout_s: float,
+        is_asleep: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Args: Ray Serve's app, the most that a request may ask for, and what says whether no replica is wanted."""
         self.app, self._timeout_s = app, timeout_s
+        self._look, self._clock = is_asleep, clock
+        self._is_asleep, self._looked_s = False, -LOOK_S
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
@@ -53,6 +92,9 @@ class Proxy:
         if scope["path"] == "/-/routes":  # Ray Serve's own; it names the applications
             await refuse_with(answered.send, _refused(404, []))
             return
+        if scope["path"] in _ASKED and scope["method"] in ("GET", "HEAD") and self._sleeps():
+            await answer(answered.send, 200, b"")
+            return
         headers = [pair for pair in headers if pair[0] not in _RAY_HINTS]
         try:
             asked_s = asked_timeout_s(headers)
@@ -62,6 +104,12 @@ class Proxy:
             headers.append((_RAY_TIMEOUT, str(min(asked_s, self._timeout_s) + MARGIN_S).encode()))
         await self.app({**scope, "headers": headers}, receive, answered.send)
         await answered.finish()
+
+    def _sleeps(self) -> bool:
+        now_s = self._clock()
+        if now_s - self._looked_s >= LOOK_S:
+            self._looked_s, self._is_asleep = now_s, self._look()
+        return self._is_asleep
 
 
 class _Answer:

@@ -51,6 +51,8 @@ def decide_form(job: ServeJob, scratch: Path) -> ProxyForm:
     lack = None
     if job.cluster.address is not None:
         lack = "cluster.address=null: its flags must be set before Ray starts"
+    elif job.engine.min_replicas == 0:
+        lack = "engine.num_replicas of 1 at least: HAProxy wakes nobody"
     elif not sys.platform.startswith("linux"):
         lack = "Linux"
     elif haproxy_program() is None:

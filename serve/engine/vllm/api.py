@@ -18,9 +18,11 @@ from conf.schema.engine import Device, EngineSpec
 from conf.schema.model import ModelSpec
 from conf.schema.task import Task
 from serve.engine.errors import EngineDead
+from serve.engine.speed import Speed, Waiting
 from serve.engine.vllm.arguments import engine_arguments, set_environment
 from serve.engine.vllm.core_process import prepare_core_process
 from serve.engine.vllm.llm import on_outputs, start_llm
+from serve.engine.vllm.speed import measure_speed
 
 
 class VllmApi:
@@ -42,6 +44,17 @@ class VllmApi:
         """Tokens that the KV cache has room for; 0 where vLLM does not say."""
         cache = self._llm.vllm_config.cache_config
         return (cache.num_gpu_blocks or 0) * cache.block_size
+
+    def waiting(self) -> Waiting:
+        """Requests whose answer has not begun, those that the engine has begun to read included."""
+        lengths = [
+            state.prompt_len for state in self._llm.output_processor.request_states.values() if state.is_prefilling
+        ]
+        return Waiting(len(lengths), sum(lengths))
+
+    async def measure(self, max_num_seqs: int) -> Speed:
+        """Measures what the engine does; to be called before it has requests. See `measure_speed`."""
+        return await measure_speed(self._llm, max_num_seqs)
 
     async def check(self) -> None:
         """Returns when the engine lives and does not hang. To be called now and then: idle time is no hang.
