@@ -22,15 +22,19 @@ from serve.cause import root_cause
 from serve.detached import read_job, start_detached
 from serve.plan import ServicePlan, check_room, make_plan
 from serve.router.proxy import decide_form, set_flags
-from serve.service import Service, ServiceFailed
+from serve.service import Build, Service, ServiceFailed, build_replicas
 from serve.state import Phase, Post, ServiceState, claimed, read_state, services_folder, this_process
 from serve.update import apply_update, hand_over, take_update
 
 WATCH_S = 1.0
 
 
-def run(job: ServeJob) -> int:
+def run(job: ServeJob, build: Build = build_replicas) -> int:
     """Serves until Ctrl-C or SIGTERM, or starts what does in the background; says on stderr how it stands.
+
+    Args:
+        job: the service.
+        build: what makes its replicas, where it runs in this process.
 
     Returns:
         The exit code: 0 drained and stopped, or ready in the background, or updated there; 1 failed, 130 stopped before
@@ -40,7 +44,7 @@ def run(job: ServeJob) -> int:
         UserError: for the user's mistake, before an engine starts.
     """
     if not job.deployment.detach:
-        return _run(job)
+        return _run(job, build)
     folder = services_folder(os.environ)
     state = read_state(folder, job.deployment.name)
     if state is not None and state.process.is_alive:
@@ -55,7 +59,7 @@ def run_saved(words: list[str]) -> int:
     return _run(read_job(Path(words[0])))
 
 
-def _run(job: ServeJob) -> int:
+def _run(job: ServeJob, build: Build = build_replicas) -> int:
     folder = services_folder(os.environ)
     with claimed(folder, job.deployment.name):
         plan = make_plan(job)
@@ -63,7 +67,7 @@ def _run(job: ServeJob) -> int:
         post.tell(Phase.starting)
         try:
             with scratch_folder() as scratch, divert_output(plan.logs / "driver.log") as terminal:
-                has_served = _serve(plan, Path(scratch), terminal, post)
+                has_served = _serve(plan, Path(scratch), terminal, post, build)
         except ServiceFailed as error:
             post.tell(Phase.failed, str(error))
             print(f"manta serve: {error}\nlogs: {plan.logs}", file=sys.stderr)
@@ -91,7 +95,7 @@ def _first_state(plan: ServicePlan) -> ServiceState:
     )
 
 
-def _serve(plan: ServicePlan, scratch: Path, terminal: TextIO, post: Post) -> bool:
+def _serve(plan: ServicePlan, scratch: Path, terminal: TextIO, post: Post, build: Build) -> bool:
     """Returns whether it was ready before it was interrupted."""
     job, began = plan.job, time.monotonic()
     engine = job.engine
@@ -113,7 +117,7 @@ def _serve(plan: ServicePlan, scratch: Path, terminal: TextIO, post: Post) -> bo
             count = f"{plan.num_replicas} replica{'s' if plan.num_replicas > 1 else ''}"
             shape = f"TP {engine.tensor_parallel_size} x PP {engine.pipeline_parallel_size}, {plan.device.value}"
             say(f"starting {count} of {job.model.name} ({shape})")
-            service = Service(plan, interrupted, say)
+            service = Service(plan, interrupted, say, build)
             try:
                 if is_ready := service.start():
                     say(_greeting(plan, time.monotonic() - began))

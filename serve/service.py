@@ -14,6 +14,7 @@ from serve.cause import cause_of
 from serve.gate import build_gate
 from serve.middleware.proxy import MARGIN_S, environment
 from serve.plan import ServicePlan
+from serve.replica import Replica
 from serve.router.ingress import behind_router
 from serve.scaling import scaling_options
 from serve.size import Size, forget_size, read_size
@@ -26,6 +27,8 @@ HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 2.0, 30.0
 LEAVE_S = 15.0
 """Seconds that Ray Serve may take to end replicas beyond `deployment.drain_s`."""
 REPLICA = "replica"
+Build = Callable[[ServicePlan, int], Any]
+"""Makes replicas; see `build_replicas`."""
 
 
 class ServiceFailed(Exception):
@@ -36,16 +39,15 @@ class ServiceLost(ServiceFailed):
     """An update failed, and the former configuration does not start again."""
 
 
-def build_replicas(plan: ServicePlan, surge_percent: int) -> Any:
+def build_replicas(plan: ServicePlan, surge_percent: int, kind: type = Replica) -> Any:
     """Returns the replicas of a plan as an application of Ray Serve; starts nothing.
 
     Args:
         plan: the service.
         surge_percent: how many new replicas may be beside the old ones in an update, of their number.
+        kind: what a replica is.
     """
     import ray.serve as rayserve
-
-    from serve.replica import Replica
 
     spec, bundle = plan.job.deployment, plan.placement.bundles[0]
     options = scaling_options(plan.job, plan.num_replicas)
@@ -53,7 +55,7 @@ def build_replicas(plan: ServicePlan, surge_percent: int) -> Any:
         options["placement_group_bundles"] = plan.placement.bundles
         options["placement_group_strategy"] = plan.placement.strategy
     deployment: Any = rayserve.deployment(
-        rayserve.ingress()(Replica),  # type: ignore[arg-type]
+        rayserve.ingress()(kind),  # type: ignore[arg-type]
         name=REPLICA,
         ray_actor_options={"num_cpus": bundle.get("CPU", 0.0), "num_gpus": bundle.get("GPU", 0.0)},
         max_ongoing_requests=plan.max_ongoing_requests,
@@ -89,7 +91,7 @@ class Service:
         plan: ServicePlan,
         interrupted: threading.Event,
         say: Callable[[str], None],
-        build: Callable[[ServicePlan, int], Any] = build_replicas,
+        build: Build = build_replicas,
     ) -> None:
         """Args: what runs; what says that it should end; where news go; what makes the replicas."""
         self.plan = plan
@@ -218,16 +220,16 @@ class Service:
         status = rayserve.status().applications.get(self._name)
         if status is None:
             raise ServiceFailed("the service is gone: somebody else has stopped it")
+        size, before = read_size(self._name), self._size
+        if size is not None and size != before and size.was != size.target:
+            self._say(f"replicas {size.was} -> {size.target}: {size.reason}")
+        self._size = size
         replicas = status.deployments.get(REPLICA)
         states = {state.lower(): count for state, count in replicas.replica_states.items()} if replicas else {}
         if self._states is not None and states != self._states:
             shown = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
             self._say(f"replicas: {shown or 'none'}")
         self._states = states
-        size, before = read_size(self._name), self._size
-        if size is not None and size != before and size.was != size.target:
-            self._say(f"replicas {size.was} -> {size.target}: {size.reason}")
-        self._size = size
         return Replicas(running=states.get("running", 0), wanted=self.size)
 
     def _wait_for_queue(self) -> None:
