@@ -80,24 +80,15 @@ class PacedApi:
         prompt = max(1, len(text.split()))
         answer = ask.get("max_tokens") or ask.get("max_completion_tokens") or DEFAULT_ANSWER_TOKENS
         number, now_s = next(self._numbers), asyncio.get_running_loop().time()
-        self._begun[number], self._ended[number] = asyncio.Event(), asyncio.Event()
+        begun, ended = self._begun[number], self._ended[number] = asyncio.Event(), asyncio.Event()
         self._prompts[number] = prompt
         self._engine.add(number, prompt, answer, now_s)
         self._wind()
         usage = {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
         if ask.get("stream"):
-            return StreamingResponse(self._events(number, usage), media_type="text/event-stream")
-        await self._ended[number].wait()
-        return JSONResponse({"object": "text_completion", "choices": [{"index": 0, "text": "x"}], "usage": usage})
-
-    async def _events(self, number: int, usage: dict[str, int]) -> AsyncIterator[bytes]:
-        begun, ended = self._begun[number], self._ended[number]
-        await begun.wait()
-        yield _event(choices=[{"index": 0, "delta": {"content": "x"}, "text": "x"}])
+            return StreamingResponse(_events(begun, ended, usage), media_type="text/event-stream")
         await ended.wait()
-        yield _event(choices=[{"index": 0, "delta": {"content": "x"}, "text": "x", "finish_reason": "length"}])
-        yield _event(choices=[], usage=usage)
-        yield b"data: [DONE]\n\n"
+        return JSONResponse({"object": "text_completion", "choices": [{"index": 0, "text": "x"}], "usage": usage})
 
     def _wind(self) -> None:
         """Sets the alarm to when the engine has next something to tell."""
@@ -128,6 +119,15 @@ class PacedReplica(Replica):
     async def _start(self) -> Any:
         await asyncio.sleep(self.spec.start_s)
         return PacedApi(self.spec)
+
+
+async def _events(begun: asyncio.Event, ended: asyncio.Event, usage: dict[str, int]) -> AsyncIterator[bytes]:
+    await begun.wait()
+    yield _event(choices=[{"index": 0, "delta": {"content": "x"}, "text": "x"}])
+    await ended.wait()
+    yield _event(choices=[{"index": 0, "delta": {"content": "x"}, "text": "x", "finish_reason": "length"}])
+    yield _event(choices=[], usage=usage)
+    yield b"data: [DONE]\n\n"
 
 
 def _event(**body: Any) -> bytes:

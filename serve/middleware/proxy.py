@@ -5,6 +5,7 @@ Ray Serve calls `layers` in the proxy's process, or in the replica's where repli
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ NAME_VARIABLE = "MANTA_SERVICE"
 TIMEOUT_VARIABLE = "MANTA_REQUEST_TIMEOUT_S"
 MARGIN_S = 5.0
 """What the proxy waits for beyond a request's deadline, so that the replica's answer to it comes first."""
+_log = logging.getLogger(__name__)
 _RAY_TIMEOUT = b"x-request-timeout-seconds"
 _RAY_HINTS = (_RAY_TIMEOUT, b"x-request-disconnect-disabled")
 """By these a client could have its request run on without end, whether it is there or not."""
@@ -63,7 +65,11 @@ def layers() -> list[Middleware]:
 
 
 def _is_asleep() -> bool:
-    size = read_size(os.environ.get(NAME_VARIABLE, ""))
+    try:
+        size = read_size(os.environ.get(NAME_VARIABLE, ""))
+    except Exception as error:  # Ray's store does not answer: the request goes on, as if there were none
+        _log.warning("the size of the service cannot be read: %s", type(error).__name__)
+        return False
     return size is not None and size.target == 0
 
 
