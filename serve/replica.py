@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -63,6 +64,8 @@ class Replica:
                 self._speed = await self._api.measure(job.engine.max_num_seqs)
         app = wrapped(Scrape(app, self._gather), self._layers)
         self._start_s = time.monotonic() - self._began_s
+        # Ray Serve keeps what its own logger hears, in the replica's file
+        logging.getLogger("ray.serve").info(f"started in {self._start_s:.1f} s; {self._speed}")
         log = RequestLog(request_log_path()) if job.deployment.log_requests else None
         return Observe(Routes(app, self._is_ready), self._tally, log)
 

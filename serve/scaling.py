@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -31,12 +32,27 @@ LOOK_BACK_S = 2.0
 class Scaler:
     """What Ray Serve's controller calls ten times a second. It makes a new one whenever the service is deployed."""
 
-    def __init__(self, name: str, spec: dict[str, Any], max_num_seqs: int) -> None:
-        """Args: the service, its `AutoscaleSpec` as JSON takes it, and what a replica computes at a time."""
+    def __init__(
+        self,
+        name: str,
+        spec: dict[str, Any],
+        max_num_seqs: int,
+        tell: Callable[[str, Size], None] = write_size,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Args.
+
+        name: of the service.
+        spec: its `AutoscaleSpec`, as JSON takes it.
+        max_num_seqs: requests that a replica computes at a time.
+        tell: takes what was decided.
+        clock: seconds since the epoch, as reports have them.
+        """
         self._name = name
         self._spec = msgspec.convert(spec, AutoscaleSpec)
         self._memory = begin(self._spec)
-        self._watch = Watch(self._spec, max_num_seqs, time.monotonic())
+        self._write, self._clock = tell, clock
+        self._watch = Watch(self._spec, max_num_seqs, clock())
         self._target: int | None = None
         self._next_s = 0.0
 
@@ -46,7 +62,7 @@ class Scaler:
         Args:
             context: ray.serve.config.AutoscalingContext.
         """
-        now_s, target = time.monotonic(), context.target_num_replicas
+        now_s, target = self._clock(), context.target_num_replicas
         if now_s < self._next_s:
             return target, {}
         self._next_s = now_s + self._spec.interval_s
@@ -57,7 +73,7 @@ class Scaler:
             now_s,
             target=target,
             running=[replica.unique_id for replica in context.running_replicas],
-            told=told(context.raw_metrics, time.time()),
+            told=told(context.raw_metrics, now_s),
             queued=context.total_queued_requests,
         )
         decision, self._memory = decide(self._spec, seen, self._memory)
@@ -67,7 +83,7 @@ class Scaler:
 
     def _tell(self, was: int, decision: Decision) -> None:
         self._target = decision.target
-        write_size(self._name, Size(was=was, target=decision.target, reason=decision.reason, at_s=time.time()))
+        self._write(self._name, Size(was=was, target=decision.target, reason=decision.reason, at_s=self._clock()))
 
 
 def told(metrics: dict[str, dict[Any, Any]], now_s: float) -> dict[str, Told]:
