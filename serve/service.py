@@ -259,7 +259,10 @@ class Service:
 
     def _made(self, plan: ServicePlan, surge_percent: int) -> Any:
         """The replicas of a plan, as many as are wanted now: what is deployed again begins with what it is told."""
-        return self._build(plan.sized(self.size) if plan.job.engine.is_elastic else plan, surge_percent)
+        if plan.job.engine.is_elastic:
+            return self._build(plan.sized(self.size), surge_percent)
+        forget_size(self._name)
+        return self._build(plan, surge_percent)
 
     def _open(self, plan: ServicePlan) -> bool:
         if plan.form is ProxyForm.direct:  # HAProxy says itself that nobody is there
