@@ -220,10 +220,9 @@ class Service:
         status = rayserve.status().applications.get(self._name)
         if status is None:
             raise ServiceFailed("the service is gone: somebody else has stopped it")
-        size, before = read_size(self._name), self._size
+        before, self._size = self._size, (size := read_size(self._name))
         if size is not None and size != before and size.was != size.target:
             self._say(f"replicas {size.was} -> {size.target}: {size.reason}")
-        self._size = size
         replicas = status.deployments.get(REPLICA)
         states = {state.lower(): count for state, count in replicas.replica_states.items()} if replicas else {}
         if self._states is not None and states != self._states:
@@ -259,17 +258,15 @@ class Service:
 
     def _made(self, plan: ServicePlan, surge_percent: int) -> Any:
         """The replicas of a plan, as many as are wanted now: what is deployed again begins with what it is told."""
-        if plan.job.engine.is_elastic:
-            return self._build(plan.sized(self.size), surge_percent)
-        forget_size(self._name)
-        return self._build(plan, surge_percent)
+        if not plan.job.engine.is_elastic:
+            forget_size(self._name)
+        return self._build(plan.sized(self.size), surge_percent)
 
     def _open(self, plan: ServicePlan) -> bool:
-        if plan.form is ProxyForm.direct:  # HAProxy says itself that nobody is there
-            return self._deploy(self._made(plan, 0), plan)
-        if not self._deploy(build_gate(self._made(plan, 0)), plan):
-            return False
-        self._is_open = True
+        if plan.form is not ProxyForm.direct:  # HAProxy says itself that nobody is there
+            if not self._deploy(build_gate(self._made(plan, 0)), plan):
+                return False
+            self._is_open = True
         return self._deploy(self._made(plan, 0), plan)
 
     def _deploy(self, app: Any, plan: ServicePlan) -> bool:

@@ -188,16 +188,14 @@ def apply_update(service: Service, asked: Asked, post: Post, say: Callable[[str]
 def _do(service: Service, plan: ServicePlan, tell: Callable[[str], None]) -> bool:
     import ray
 
-    if plan.job.engine.is_elastic:
-        plan = plan.sized(service.size)
+    plan = plan.sized(service.size)
     if (warning := check_room(plan, dict(ray.cluster_resources()))) is not None:
         tell(warning)
     count = f"{plan.num_replicas} replica{'s' if plan.num_replicas > 1 else ''}"
     if plan.job.deployment.update is Update.replace:
         tell(f"draining the old replicas, then starting {count}; requests get 503 meanwhile")
         return service.replace(plan)
-    old = service.plan.sized(service.size) if service.plan.job.engine.is_elastic else service.plan
-    percent = surge_percent(old, plan, dict(ray.available_resources()))
+    percent = surge_percent(service.plan.sized(service.size), plan, dict(ray.available_resources()))
     where = "beside the old ones" if percent else "in place of the old ones, one after the other"
     tell(f"starting {count} {where}")
     return service.roll(plan, percent)
