@@ -79,7 +79,7 @@ async def test_replicas_follow_the_load_to_zero_and_back_and_no_request_is_lost(
             asking = [asyncio.create_task(ask_on()) for _ in range(24)]
             await service.wait_until(lambda: service.running == 3)
             is_over.set()
-            codes = Counter(code for each in asking for code in await each)
+            codes = Counter(code for each in await asyncio.gather(*asking) for code in each)
             assert set(codes) == {200}
 
             await service.wait_until(lambda: service.replicas == Replicas(running=0, wanted=0))
