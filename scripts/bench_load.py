@@ -127,7 +127,7 @@ async def run_load(task: LoadTask) -> dict[str, Any]:
     async with aiohttp.ClientSession(connector=connections, timeout=limits, headers=task.headers) as session:
 
         async def ask(body: bytes) -> Seen:
-            return await _ask(session, task.url + PATH, body, load.is_stream)
+            return await send(session, task.url + PATH, body, load.is_stream)
 
         before_s = time.process_time()
         if load.kind == "closed":
@@ -160,7 +160,8 @@ async def _open(ask: Ask, bodies: Sequence[bytes], times: Sequence[float]) -> li
     return list(await asyncio.gather(*tasks))
 
 
-async def _ask(session: Any, url: str, body: bytes, is_stream: bool) -> Seen:
+async def send(session: Any, url: str, body: bytes, is_stream: bool) -> Seen:
+    """Sends a request and reads its answer; what went wrong stands in ``error``."""
     import aiohttp
 
     seen = Seen(start_s=time.perf_counter())

@@ -22,15 +22,19 @@ from serve.detached import read_job, start_detached
 from serve.ensemble import Ensemble
 from serve.plan import ServicePlan, check_room, make_plan
 from serve.router.proxy import decide_form, set_flags
-from serve.service import ServiceFailed
+from serve.service import Build, ServiceFailed, build_replicas
 from serve.state import Phase, Post, ServiceState, claimed, read_state, services_folder, this_process
 from serve.update import apply_update, hand_over, take_update
 
 WATCH_S = 1.0
 
 
-def run(job: ServeJob) -> int:
+def run(job: ServeJob, build: Build = build_replicas) -> int:
     """Serves until Ctrl-C or SIGTERM, or starts what does in the background; says on stderr how it stands.
+
+    Args:
+        job: the service.
+        build: what makes its replicas, where it runs in this process.
 
     Returns:
         The exit code: 0 drained and stopped, or ready in the background, or updated there; 1 failed, 130 stopped before
@@ -40,7 +44,7 @@ def run(job: ServeJob) -> int:
         UserError: for the user's mistake, before an engine starts.
     """
     if not job.deployment.detach:
-        return _run(job)
+        return _run(job, build)
     folder = services_folder(os.environ)
     state = read_state(folder, job.deployment.name)
     if state is not None and state.process.is_alive:
@@ -55,7 +59,7 @@ def run_saved(words: list[str]) -> int:
     return _run(read_job(Path(words[0])))
 
 
-def _run(job: ServeJob) -> int:
+def _run(job: ServeJob, build: Build = build_replicas) -> int:
     folder = services_folder(os.environ)
     with claimed(folder, job.deployment.name):
         plan = make_plan(job)
@@ -63,7 +67,7 @@ def _run(job: ServeJob) -> int:
         post.tell(Phase.starting)
         try:
             with scratch_folder() as scratch, divert_output(plan.logs / "driver.log") as terminal:
-                has_served = _serve(plan, Path(scratch), terminal, post)
+                has_served = _serve(plan, Path(scratch), terminal, post, build)
         except ServiceFailed as error:
             post.tell(Phase.failed, str(error))
             print(f"manta serve: {error}\nlogs: {plan.logs}", file=sys.stderr)
@@ -91,7 +95,7 @@ def _first_state(plan: ServicePlan) -> ServiceState:
     )
 
 
-def _serve(plan: ServicePlan, scratch: Path, terminal: TextIO, post: Post) -> bool:
+def _serve(plan: ServicePlan, scratch: Path, terminal: TextIO, post: Post, build: Build) -> bool:
     """Returns whether it was ready before it was interrupted."""
     job, began = plan.job, time.monotonic()
     if (form := decide_form(job, scratch)) is ProxyForm.direct:
@@ -102,13 +106,16 @@ def _serve(plan: ServicePlan, scratch: Path, terminal: TextIO, post: Post) -> bo
         print(f"manta serve: {news}", file=terminal)
 
     # counted for one replica more, so that an update has room beside the old ones
-    num_cpus = sum(int((part.num_replicas + 1) * part.placement.total.get("CPU", 1)) for part in plan.parts) + 1
+    num_cpus = 1 + sum(
+        int((part.job.engine.max_replicas + 1) * part.placement.total.get("CPU", 1)) for part in plan.parts
+    )
     with connect(job.cluster, num_cpus, scratch) as connection, interruptible() as interrupted:
         try:
             plan = plan.joined(connection.resources)
-            check_room(plan, connection.resources)
+            if (warning := check_room(plan, connection.resources)) is not None:
+                say(warning)
             say(f"starting {'; '.join(map(_shape, plan.parts))}")
-            service = Ensemble(plan, interrupted, say)
+            service = Ensemble(plan, interrupted, say, build)
             try:
                 if is_ready := service.start():
                     say(_greeting(plan, time.monotonic() - began))
@@ -130,7 +137,9 @@ def _serve(plan: ServicePlan, scratch: Path, terminal: TextIO, post: Post) -> bo
 def _watch(service: Ensemble, interrupted: threading.Event, post: Post, say: Callable[[str], None]) -> None:
     """Returns when somebody interrupts; does the updates that are asked for meanwhile."""
     while not interrupted.wait(WATCH_S):
-        service.look()
+        if (replicas := service.look()) != post.state.replicas:
+            post.state.replicas = replicas
+            post.tell(post.state.phase)
         if (asked := take_update(post.folder, post.state.name)) is not None:
             apply_update(service, asked, post, say)
 

@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import replace
-from typing import Any
 
 from serve.catalogue import HEAR_S, publish
 from serve.plan import ServicePlan, catalogue_of
-from serve.service import POLL_S, Service, ServiceFailed, ServiceLost, begin, build_replicas
+from serve.service import POLL_S, Build, Service, ServiceFailed, ServiceLost, begin, build_replicas
+from serve.state import Replicas
 
 
 class Ensemble:
@@ -22,7 +22,7 @@ class Ensemble:
         plan: ServicePlan,
         interrupted: threading.Event,
         say: Callable[[str], None],
-        build: Callable[[ServicePlan, int], Any] = build_replicas,
+        build: Build = build_replicas,
     ) -> None:
         """Args: what runs; what says that it should end; where news go; what makes the replicas of a model."""
         self.plan = plan
@@ -106,14 +106,23 @@ class Ensemble:
             publish(None)
             rayserve.shutdown()
 
-    def look(self) -> None:
-        """Tells of replicas that come and go.
+    def at_size(self, plan: ServicePlan) -> ServicePlan:
+        """Returns a plan with as many replicas of each model as are wanted of it at this moment."""
+
+        def sized(part: ServicePlan) -> ServicePlan:
+            service = self._services.get(part.key)
+            return part if service is None else part.sized(service.size)
+
+        return replace(sized(plan), others=tuple(map(sized, plan.others)))
+
+    def look(self) -> Replicas:
+        """Tells of replicas that come and go, and returns how many there are, of all models together.
 
         Raises:
             ServiceFailed: when a model is gone.
         """
-        for service in self._services.values():
-            service.look()
+        found = [service.look() for service in self._services.values()]
+        return Replicas(running=sum(each.running for each in found), wanted=sum(each.wanted for each in found))
 
     def _service(self, part: ServicePlan) -> Service:
         def say(news: str) -> None:

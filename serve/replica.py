@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 
 from conf.schema.engine import Device
 from conf.schema.serve import ServeJob
+from conf.schema.task import Task
 from serve.catalogue import read_now
 from serve.engine.errors import EngineDead
+from serve.engine.speed import Speed
 from serve.engine.vllm.api import VllmApi, start_api
 from serve.middleware.answer import ASGIApp
 from serve.middleware.dispatch import unprefixed
 from serve.middleware.listing import Listing
+from serve.middleware.load import Load
 from serve.middleware.lost import Lost
 from serve.middleware.observe import Observe
 from serve.middleware.record import RequestLog
@@ -42,6 +48,9 @@ class Replica:
         self._api: VllmApi | None = None
         self._lost: Lost | None = None
         self._tally = Tally([job.model.name, *job.model.adapters])
+        self._load: Load | None = None
+        self._began_s, self._start_s = time.monotonic(), 0.0
+        self._speed = Speed(0.0, 0.0)
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Starts the engine and returns the app.
@@ -50,14 +59,27 @@ class Replica:
             EngineDead: when the engine does not start.
         """
         job = self._job
-        self._api = api = await start_api(
-            job.model, job.engine, self._device, self._share, job.task, job.deployment.vllm, EXPOSED
-        )
-        app = wrapped(Scrape(Listing(self._api.app, read_now), self._gather), self._layers)
+        self._api = api = await self._start()
+        app: ASGIApp = Listing(api.app, read_now)
+        if job.engine.is_elastic:
+            app = self._load = Load(app, job.autoscale, api.waiting)
+            if job.task is Task.generate and None in (
+                job.autoscale.prefill_tokens_per_s,
+                job.autoscale.decode_tokens_per_s,
+            ):
+                self._speed = await api.measure(job.engine.max_num_seqs)
+        app = wrapped(Scrape(app, self._gather), self._layers)
+        self._start_s = time.monotonic() - self._began_s
+        # Ray Serve keeps what its own logger hears, in the replica's file
+        logging.getLogger("ray.serve").info(f"started in {self._start_s:.1f} s; {self._speed}")
         log = RequestLog(request_log_path()) if job.deployment.log_requests else None
         self._lost = Lost(app, lambda: api.is_dead, lambda: os._exit(1))
         app = Observe(Routes(self._lost, self._is_ready), self._tally, log)
         return app if app_name() == job.deployment.name else unprefixed(app)
+
+    async def _start(self) -> VllmApi:
+        job = self._job
+        return await start_api(job.model, job.engine, self._device, self._share, job.task, job.deployment.vllm, EXPOSED)
 
     async def families(self) -> Named:
         """This replica's name, and what it and its engine have counted; for whichever replica is scraped."""
@@ -83,6 +105,10 @@ class Replica:
     def record_routing_stats(self) -> dict[str, int]:
         """Ray Serve tells the router what stands here."""
         return {"kv_tokens": self._api.kv_tokens if self._api is not None else 0}
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Ray Serve tells `serve.scaling` what stands here."""
+        return {} if self._load is None else asdict(self._load.report(self._start_s, *self._speed))
 
     async def _is_ready(self) -> bool:
         try:

@@ -13,9 +13,13 @@ from conf.schema.serve import ProxyForm
 from serve.catalogue import prefix_of
 from serve.cause import cause_of
 from serve.gate import build_gate
-from serve.middleware.proxy import AGAIN_VARIABLE, DISPATCH_VARIABLE, IMPORT_PATH, MARGIN_S, TIMEOUT_VARIABLE
+from serve.middleware.proxy import MARGIN_S, environment
 from serve.plan import ServicePlan
+from serve.replica import Replica
 from serve.router.ingress import behind_router
+from serve.scaling import scaling_options
+from serve.size import Size, forget_size, read_size
+from serve.state import Replicas
 
 POLL_S = 0.25
 RETRY_AFTER_S = 1.0
@@ -24,6 +28,8 @@ HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 2.0, 30.0
 LEAVE_S = 15.0
 """Seconds that Ray Serve may take to end replicas beyond `deployment.drain_s`."""
 REPLICA = "replica"
+Build = Callable[[ServicePlan, int], Any]
+"""Makes replicas; see `build_replicas`."""
 
 
 class ServiceFailed(Exception):
@@ -46,33 +52,32 @@ def begin(plan: ServicePlan) -> None:
     if rayserve.status().proxies:
         raise UserError(f"cluster.address={plan.job.cluster.address}: Ray Serve runs there already")
     spec = plan.job.deployment
+    variables = environment(plan.app, spec.request_timeout_s, plan.form)
     rayserve.start(
         proxy_location="HeadOnly",
         http_options={"host": spec.host, "port": spec.port, "request_timeout_s": spec.request_timeout_s + MARGIN_S},
-        controller_options={"runtime_env": {"env_vars": flags(spec.request_timeout_s, plan.form)}},
+        controller_options={"runtime_env": {"env_vars": variables}},
     )
 
 
-def build_replicas(plan: ServicePlan, surge_percent: int) -> Any:
+def build_replicas(plan: ServicePlan, surge_percent: int, kind: type = Replica) -> Any:
     """Returns the replicas of a plan as an application of Ray Serve; starts nothing.
 
     Args:
         plan: the service.
         surge_percent: how many new replicas may be beside the old ones in an update, of their number.
+        kind: what a replica is.
     """
     import ray.serve as rayserve
 
-    from serve.replica import Replica
-
     spec, bundle = plan.job.deployment, plan.placement.bundles[0]
-    options: dict[str, Any] = {}
+    options = scaling_options(plan.job, plan.app, plan.num_replicas)
     if plan.job.engine.world_size > 1:
         options["placement_group_bundles"] = plan.placement.bundles
         options["placement_group_strategy"] = plan.placement.strategy
     deployment: Any = rayserve.deployment(
-        rayserve.ingress()(Replica),  # type: ignore[arg-type]
+        rayserve.ingress()(kind),  # type: ignore[arg-type]
         name=REPLICA,
-        num_replicas=plan.num_replicas,
         ray_actor_options={"num_cpus": bundle.get("CPU", 0.0), "num_gpus": bundle.get("GPU", 0.0)},
         max_ongoing_requests=plan.max_ongoing_requests,
         max_queued_requests=spec.max_queued_requests,
@@ -88,6 +93,7 @@ def build_replicas(plan: ServicePlan, surge_percent: int) -> Any:
     )
     # Ray Serve would draw one, and take every deployment of the same replicas for an update
     deployment._version = plan.version
+    # the share of a machine is that of the full fleet: replicas that come slow nobody down
     application = deployment.bind(plan.job, plan.device, plan.share, plan.layers)
     if plan.form is ProxyForm.direct:
         return behind_router(application, REPLICA, plan.job.router, plan.job.engine.max_num_seqs)
@@ -106,7 +112,7 @@ class Service:
         plan: ServicePlan,
         interrupted: threading.Event,
         say: Callable[[str], None],
-        build: Callable[[ServicePlan, int], Any] = build_replicas,
+        build: Build = build_replicas,
     ) -> None:
         """Args: what runs; what says that it should end; where news go; what makes the replicas."""
         self.plan = plan
@@ -114,6 +120,7 @@ class Service:
         self._say = say
         self._build = build
         self._states: dict[str, int] | None = None
+        self._size: Size | None = None
         self._is_open = False
 
     @property
@@ -145,9 +152,9 @@ class Service:
             ServiceFailed: when they do not become ready; the old ones go on.
         """
         try:
-            is_ready = self._deploy(self._build(plan, surge_percent), plan)
+            is_ready = self._deploy(self._made(plan, surge_percent), plan)
         except ServiceFailed:
-            self._deploy(self._build(self.plan, surge_percent), self.plan)
+            self._deploy(self._made(self.plan, surge_percent), self.plan)
             raise
         if is_ready:
             self.plan = plan
@@ -185,10 +192,11 @@ class Service:
             rayserve.delete(self._name, _blocking=False)
         else:
             if self._is_open:
-                self._run(build_gate(self._build(self.plan, 0)))
+                self._run(build_gate(self._made(self.plan, 0)))
                 self._wait_for_queue()
             self._is_open = False
             self._run(build_gate())
+        forget_size(self._name)
         deadline = time.monotonic() + self.plan.job.deployment.drain_s + LEAVE_S
         # Ray Serve's status forgets a deployment at once; its replicas are there until their requests have ended
         while self._actors() and time.monotonic() < deadline:
@@ -201,8 +209,14 @@ class Service:
         self.close()
         rayserve.delete(self._name, _blocking=False)
 
-    def look(self) -> None:
-        """Tells of replicas that come and go.
+    @property
+    def size(self) -> int:
+        """Replicas that are wanted at this moment."""
+        size = read_size(self._name) if self.plan.job.engine.is_elastic else None
+        return self.plan.num_replicas if size is None else size.target
+
+    def look(self) -> Replicas:
+        """Tells of replicas that come and go, and why, and returns how many there are.
 
         Raises:
             ServiceFailed: when the service is gone.
@@ -212,12 +226,16 @@ class Service:
         status = rayserve.status().applications.get(self._name)
         if status is None:
             raise ServiceFailed("the service is gone: somebody else has stopped it")
+        before, self._size = self._size, (size := read_size(self._name))
+        if size is not None and size != before and size.was != size.target:
+            self._say(f"replicas {size.was} -> {size.target}: {size.reason}")
         replicas = status.deployments.get(REPLICA)
         states = {state.lower(): count for state, count in replicas.replica_states.items()} if replicas else {}
         if self._states is not None and states != self._states:
             shown = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
             self._say(f"replicas: {shown or 'none'}")
         self._states = states
+        return Replicas(running=states.get("running", 0), wanted=self.size)
 
     def _wait_for_queue(self) -> None:
         """Returns when no request waits for a replica: it would find none, once they are told to end."""
@@ -244,13 +262,18 @@ class Service:
         beginning = f"SERVE_REPLICA::{self._name}#{REPLICA}#"
         return [actor["name"] for actor in named if actor["name"].startswith(beginning)]
 
+    def _made(self, plan: ServicePlan, surge_percent: int) -> Any:
+        """The replicas of a plan, as many as are wanted now: what is deployed again begins with what it is told."""
+        if not plan.job.engine.is_elastic:
+            forget_size(self._name)
+        return self._build(plan.sized(self.size), surge_percent)
+
     def _open(self, plan: ServicePlan) -> bool:
-        if plan.form is ProxyForm.direct:  # HAProxy says itself that nobody is there
-            return self._deploy(self._build(plan, 0), plan)
-        if not self._deploy(build_gate(self._build(plan, 0)), plan):
-            return False
-        self._is_open = True
-        return self._deploy(self._build(plan, 0), plan)
+        if plan.form is not ProxyForm.direct:  # HAProxy says itself that nobody is there
+            if not self._deploy(build_gate(self._made(plan, 0)), plan):
+                return False
+            self._is_open = True
+        return self._deploy(self._made(plan, 0), plan)
 
     def _deploy(self, app: Any, plan: ServicePlan) -> bool:
         """Returns whether all of the application became ready before somebody interrupted.
@@ -282,18 +305,3 @@ class Service:
 
         target = RunTarget(app, name=self._name, route_prefix=prefix_of(self.plan.key) or "/")
         run_many([target], wait_for_applications_running=False)
-
-
-def flags(request_timeout_s: float, form: ProxyForm) -> dict[str, str]:
-    """Returns the environment of Ray Serve's controller, which starts the proxies."""
-    return {
-        # an engine that hangs drains nothing: its requests would hold it for deployment.drain_s
-        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
-        # Ray kills a proxy that is not up within 5 s and starts another: on a busy machine for ever
-        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
-        # the proxies inherit this
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": IMPORT_PATH,
-        TIMEOUT_VARIABLE: str(request_timeout_s),
-        AGAIN_VARIABLE: str(int(form is ProxyForm.plain)),  # HAProxy does it by itself
-        **({DISPATCH_VARIABLE: "1"} if form is ProxyForm.plain else {}),
-    }

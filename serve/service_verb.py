@@ -134,11 +134,15 @@ def _line(state: ServiceState) -> str:
 def _detail(state: ServiceState) -> str:
     job, process = state.job, state.process
     models = [job, *(job.of(key) for key in job.deployment.models)]
+    running = []
+    if state.replicas is not None and process.is_alive:
+        running = [f"  running   {state.replicas.running}, {state.replicas.wanted} wanted"]
     lines = [
         f"{state.name}: {_phase(state)}{f': {state.message}' if state.message else ''}",
         f"  url       {state.url}/v1{'' if not process.is_alive or _is_ready(state) else '  (/ready: not now)'}",
         f"  models    {', '.join(name for each in models for name in [each.model.name, *each.model.adapters])}",
         *(f"  replicas  {_replicas(each)}{f' of {each.model.name}' if len(models) > 1 else ''}" for each in models),
+        *running,
         f"  since     {state.since}, process {process.pid} on {process.host}",
         f"  logs      {state.logs}{f'/{LOG}' if job.deployment.detach else ''}",
     ]

@@ -106,6 +106,14 @@ class UpdateReport:
     message: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Replicas:
+    """How many there are."""
+
+    running: int
+    wanted: int
+
+
 @dataclass(kw_only=True, slots=True)
 class ServiceState:
     """A service as its own process describes it."""
@@ -122,6 +130,8 @@ class ServiceState:
     message: str = ""
     """Why it failed."""
     update: UpdateReport | None = None
+    replicas: Replicas | None = None
+    """As they were seen last."""
 
     @property
     def name(self) -> str:

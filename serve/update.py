@@ -182,7 +182,9 @@ def apply_update(service: Ensemble, asked: Asked, post: Post, say: Callable[[str
 def _do(service: Ensemble, plan: ServicePlan, tell: Callable[[str], None]) -> bool:
     import ray
 
-    check_room(plan, dict(ray.cluster_resources()))
+    plan = service.at_size(plan)
+    if (warning := check_room(plan, dict(ray.cluster_resources()))) is not None:
+        tell(warning)
     versions = {part.version for part in service.plan.parts}
     changed = [part for part in plan.parts if part.version not in versions]
     count = sum(part.num_replicas for part in changed)
@@ -190,7 +192,7 @@ def _do(service: Ensemble, plan: ServicePlan, tell: Callable[[str], None]) -> bo
     if plan.job.deployment.update is Update.replace:
         tell(f"draining the old replicas, then starting {which}; requests get 503 meanwhile")
         return service.replace(plan, [part.key for part in changed])
-    surge = surges(service.plan, plan, dict(ray.available_resources()))
+    surge = surges(service.at_size(service.plan), plan, dict(ray.available_resources()))
     where = "beside the old ones" if all(surge.values()) else "in place of the old ones, one after the other"
     tell(f"starting {which} {where}")
     return service.roll(plan, surge)

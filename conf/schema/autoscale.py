@@ -30,9 +30,16 @@ class AutoscaleSpec:
     policy: AutoscalePolicy = AutoscalePolicy.forecast
     """The rule."""
     min_replicas: int = 1
-    """Never fewer. 0 lets an idle service stop all; the first request that waits then starts one."""
+    """Never fewer. 0 lets an idle service stop all; the first request that waits then starts one. Of `manta simulate`:
+    `manta serve` takes both bounds from engine.num_replicas=MIN..MAX."""
     max_replicas: int = 100
     """Never more."""
+    prefill_tokens_per_s: float | None = None
+    """`manta serve`: prompt tokens that a replica computes a second; null lets each measure it as it starts."""
+    decode_tokens_per_s: float | None = None
+    """`manta serve`: answer tokens of a full replica a second; null lets each measure it as it starts."""
+    start_s: float = 45.0
+    """`manta serve`: seconds that a replica takes to start, until one has said what it took."""
     interval_s: float = 2.0
     """Seconds from one decision to the next."""
     utilization: float = 0.7
@@ -82,6 +89,7 @@ class AutoscaleSpec:
         rules = [
             ("min_replicas", self.min_replicas >= 0, ">= 0"),
             ("max_replicas", self.max_replicas >= max(1, self.min_replicas), ">= 1 and >= autoscale.min_replicas"),
+            ("start_s", 0 <= self.start_s < math.inf, ">= 0"),
             ("interval_s", 0 < self.interval_s < math.inf, "> 0"),
             ("utilization", 0 < self.utilization <= 1, "in (0, 1]"),
             ("ttft_target_s", 0 < self.ttft_target_s < math.inf, "> 0"),
@@ -113,6 +121,9 @@ class AutoscaleSpec:
             ("upscale_delay_s", 0 <= self.upscale_delay_s < math.inf, ">= 0"),
             ("downscale_delay_s", 0 <= self.downscale_delay_s < math.inf, ">= 0"),
         ]
+        for key in ("prefill_tokens_per_s", "decode_tokens_per_s"):
+            value = getattr(self, key)
+            rules.append((key, value is None or 0 < value < math.inf, "> 0 or null"))
         for key, holds, rule in rules:
             if not holds:
                 raise UserError(f"autoscale.{key} must be {rule}, got {getattr(self, key)}")

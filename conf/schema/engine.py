@@ -92,7 +92,8 @@ class EngineSpec:
     sizing: Sizing = Sizing.given
     """Who chooses the sizes that stand at their defaults: nobody, or what manta plan would choose."""
     num_replicas: str = "1"
-    """Engines in the pool: a number, or MIN..MAX: as many as the rows are worth and the cluster holds."""
+    """Engines in the pool: a number, or MIN..MAX: of a job as many as the rows are worth and the cluster holds, of a
+    service as many as its load needs (autoscale); there MIN may be 0."""
     tensor_parallel_size: int = 1
     """Devices that share each layer."""
     pipeline_parallel_size: int = 1
@@ -183,6 +184,6 @@ def _replicas(text: str) -> tuple[int, int]:
         ends = int(low), int(high if dots else low)
     except ValueError:
         ends = (0, 0)
-    if not 1 <= ends[0] <= ends[1]:
+    if not 0 <= ends[0] <= ends[1] or not ends[1]:
         raise UserError(f"engine.num_replicas must be a number >= 1, or MIN..MAX of such, got '{text}'")
     return ends

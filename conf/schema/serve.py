@@ -9,6 +9,7 @@ from typing import Any
 
 from conf.errors import UserError
 from conf.schema.access import AccessSpec
+from conf.schema.autoscale import AutoscaleSpec
 from conf.schema.cache import CacheSpec
 from conf.schema.cluster import ClusterSpec
 from conf.schema.engine import EngineSpec
@@ -120,6 +121,7 @@ class ServeJob:
     cluster: ClusterSpec = field(default_factory=ClusterSpec)
     deployment: DeploymentSpec = field(default_factory=DeploymentSpec)
     access: AccessSpec = field(default_factory=AccessSpec)
+    autoscale: AutoscaleSpec = field(default_factory=AutoscaleSpec)
     cache: CacheSpec = field(default_factory=CacheSpec)
     router: RouterSpec = field(default_factory=RouterSpec)
 

@@ -75,6 +75,8 @@ def make_plan(job: BatchJob, now: float | None = None) -> Plan:
     """
     began = time.monotonic()
     job.data.check(job.task)
+    if job.engine.min_replicas < 1:
+        raise UserError(f"engine.num_replicas must begin at 1 (0 is for manta serve), got {job.engine.num_replicas}")
     check_engine_arguments(job.engine.vllm)
     config = read_model_config(job.model)
     if job.engine.kind is EngineKind.vllm:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections import deque
 
 import numpy as np
 
 from conf.schema.autoscale import AutoscaleSpec
+from serve.autoscale.arrivals import Arrivals
 from serve.autoscale.observation import Capacity, Observation
 
 MEMORY = 1000
@@ -30,7 +30,7 @@ class Meter:
         """The expected length of an answer, in tokens."""
         self._requests = self._prompt_tokens = 0
         self._begun = self._begun_tokens = self._ended = 0
-        self._counts: deque[tuple[float, int, int]] = deque([(0.0, 0, 0)])  # at decisions: time, requests, tokens
+        self._arrivals = Arrivals(spec)
         self._ttft = (array("d"), array("d"))  # when, value
         self._tpot = (array("d"), array("d"))
 
@@ -59,12 +59,9 @@ class Meter:
     ) -> Observation:
         """Returns what there is to see at a decision; time does not go back from one to the next."""
         spec = self._spec
-        counts = self._counts
-        counts.append((now, self._requests, self._prompt_tokens))
-        while len(counts) > 2 and counts[1][0] <= now - spec.long_window_s:
-            counts.popleft()
-        short = self._rates(now, spec.short_window_s)
-        long = self._rates(now, spec.long_window_s)
+        self._arrivals.note(now, self._requests, self._prompt_tokens)
+        short = self._arrivals.rates(spec.short_window_s, self.mean_answer)
+        long = self._arrivals.rates(spec.long_window_s, self.mean_answer)
         waiting = self._requests - self._begun
         answering = self._begun - self._ended
         return Observation(
@@ -87,18 +84,6 @@ class Meter:
             start_s=start_s,
             capacity=capacity,
         )
-
-    def _rates(self, now: float, window_s: float) -> tuple[float, float]:
-        """Tokens/s of prompts, and of answers by their expected length, since the last decision before the window."""
-        before = self._counts[0]
-        for count in reversed(self._counts):
-            before = count
-            if count[0] <= now - window_s:
-                break
-        # at the beginning the window is as long as there is time: one decision's interval at least
-        span = max(now - before[0], self._spec.interval_s)
-        requests = self._requests - before[1]
-        return (self._prompt_tokens - before[2]) / span, requests * self.mean_answer / span
 
     def _percentile(self, series: tuple[array[float], array[float]], now: float) -> float | None:
         times, values = series

@@ -5,20 +5,24 @@ Ray Serve calls `layers` in the proxy's process, or in the replica's where repli
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
 
 from starlette.middleware import Middleware
 
+from conf.schema.serve import ProxyForm
 from serve.catalogue import Follower
-from serve.middleware.answer import ASGIApp, Message, Receive, Refused, Scope, Send, error_event, refuse_with
+from serve.middleware.answer import ASGIApp, Message, Receive, Refused, Scope, Send, answer, error_event, refuse_with
 from serve.middleware.deadline import TIMEOUT, asked_timeout_s
 from serve.middleware.dispatch import Dispatch
 from serve.middleware.header import media_type
 from serve.middleware.identity import REQUEST_ID, identify
+from serve.size import read_size
 
 IMPORT_PATH = "serve.middleware.proxy:layers"
+NAME_VARIABLE = "MANTA_SERVICE"
 TIMEOUT_VARIABLE = "MANTA_REQUEST_TIMEOUT_S"
 AGAIN_VARIABLE = "MANTA_ASK_AGAIN"
 """Set where a second attempt reaches another replica: not in a replica's own process."""
@@ -32,9 +36,13 @@ DISPATCH_VARIABLE = "MANTA_DISPATCH"
 """Set where Ray Serve's proxy may have several models behind it."""
 MARGIN_S = 5.0
 """What the proxy waits for beyond a request's deadline, so that the replica's answer to it comes first."""
+_log = logging.getLogger(__name__)
 _RAY_TIMEOUT = b"x-request-timeout-seconds"
 _NOT_HEARD = (_RAY_TIMEOUT, b"x-request-disconnect-disabled", AGAIN_HEADER)
 """By Ray Serve's two a client could have its request run on without end, whether it is there or not."""
+_ASKED = frozenset({"/health", "/ready", "/metrics"})
+"""By machines, every few seconds: they wake no service that sleeps."""
+LOOK_S = 1.0
 _LOST = error_event("The replica is lost.", "server_error", "replica_lost")
 _SAID = {
     404: ("there is nothing at this path", "not_found_error", "not_found"),
@@ -45,11 +53,43 @@ _SAID = {
 }
 
 
+def environment(name: str, request_timeout_s: float, form: ProxyForm) -> dict[str, str]:
+    """Returns what Ray Serve's controller must find, and the proxies that it starts inherit.
+
+    Args:
+        name: of the service.
+        request_timeout_s: the most that a request may ask for.
+        form: of its proxy.
+    """
+    is_plain = form is ProxyForm.plain
+    return {
+        # an engine that hangs drains nothing: its requests would hold it for deployment.drain_s
+        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+        # Ray kills a proxy that is not up within 5 s and starts another: on a busy machine for ever
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": IMPORT_PATH,
+        TIMEOUT_VARIABLE: str(request_timeout_s),
+        NAME_VARIABLE: name,
+        AGAIN_VARIABLE: str(int(is_plain)),  # HAProxy does it by itself
+        **({DISPATCH_VARIABLE: "1"} if is_plain else {}),
+    }
+
+
 def layers() -> list[Middleware]:
     """Returns what Ray Serve puts around its proxy, the outermost last."""
     inner = [Middleware(Dispatch, know=Follower())] if os.environ.get(DISPATCH_VARIABLE) else []  # type: ignore[arg-type]
     timeout_s, is_again = float(os.environ.get(TIMEOUT_VARIABLE, "600")), os.environ.get(AGAIN_VARIABLE) == "1"
-    return [*inner, Middleware(Proxy, timeout_s=timeout_s, is_again=is_again)]  # type: ignore[arg-type]
+    outer = Middleware(Proxy, timeout_s=timeout_s, is_again=is_again, is_asleep=_is_asleep)  # type: ignore[arg-type]
+    return [*inner, outer]
+
+
+def _is_asleep() -> bool:
+    try:
+        size = read_size(os.environ.get(NAME_VARIABLE, ""))
+    except Exception as error:  # Ray's store does not answer: the request goes on, as if there were none
+        _log.warning("the size of the service cannot be read: %s", type(error).__name__)
+        return False
+    return size is not None and size.target == 0
 
 
 class Proxy:
@@ -60,10 +100,23 @@ class Proxy:
     """
 
     def __init__(
-        self, app: ASGIApp, timeout_s: float, is_again: bool = False, clock: Callable[[], float] = time.monotonic
+        self,
+        app: ASGIApp,
+        timeout_s: float,
+        is_again: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        is_asleep: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Args: Ray Serve's app, the most that a request may ask for, whether it is asked a second time; seconds."""
+        """Args.
+
+        app: Ray Serve's.
+        timeout_s: the most that a request may ask for.
+        is_again: whether a request is asked a second time.
+        clock: seconds.
+        is_asleep: whether no replica is wanted.
+        """
         self.app, self._timeout_s, self._is_again, self._clock = app, timeout_s, is_again, clock
+        self._look, self._is_asleep, self._looked_s = is_asleep, False, -LOOK_S
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
@@ -76,6 +129,9 @@ class Proxy:
             await refuse_with(answered.send, _refused(404, []))
             return
         headers = [pair for pair in headers if pair[0] not in _NOT_HEARD]
+        if scope["path"] in _ASKED and scope["method"] in ("GET", "HEAD") and self._sleeps():
+            await answer(answered.send, 200, b"")
+            return
         try:
             asked_s = asked_timeout_s(headers)
         except Refused:
@@ -93,6 +149,12 @@ class Proxy:
             hint = [_seconds(TIMEOUT, left_s), _seconds(_RAY_TIMEOUT, left_s + MARGIN_S), (AGAIN_HEADER, b"1")]
             await self.app({**scope, "headers": [*kept, *hint]}, body.receive, answered.send)
         await answered.finish()
+
+    def _sleeps(self) -> bool:
+        now_s = self._clock()
+        if now_s - self._looked_s >= LOOK_S:
+            self._looked_s, self._is_asleep = now_s, self._look()
+        return self._is_asleep
 
 
 class _Body:

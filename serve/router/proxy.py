@@ -53,6 +53,8 @@ def decide_form(job: ServeJob, scratch: Path) -> ProxyForm:
         lack = "cluster.address=null: its flags must be set before Ray starts"
     elif job.deployment.models:
         lack = "one model, as deployment.models is not empty: HAProxy asks a router that knows one model's replicas"
+    elif job.engine.min_replicas == 0:
+        lack = "engine.num_replicas of 1 at least: HAProxy wakes nobody"
     elif not sys.platform.startswith("linux"):
         lack = "Linux"
     elif haproxy_program() is None:

@@ -21,9 +21,9 @@ from conf.schema.cluster import ClusterSpec
 from conf.schema.router import RouterSpec
 from conf.schema.serve import DeploymentSpec, ProxyForm, ServeJob
 from serve.middleware.progress import Progress
+from serve.middleware.proxy import environment
 from serve.router.ingress import behind_router
 from serve.router.proxy import decide_form, set_flags
-from serve.service import flags
 
 
 class Echo:
@@ -88,8 +88,8 @@ def main() -> None:
             if form is ProxyForm.direct:
                 application = behind_router(application, "replica", job.router, 64)
             options = {"host": "127.0.0.1", "port": port, "request_timeout_s": 8}
-            environment = {"runtime_env": {"env_vars": flags(8, form)}}
-            rayserve.start(proxy_location="HeadOnly", http_options=options, controller_options=environment)
+            options_of_controller = {"runtime_env": {"env_vars": environment("manta", 8, form)}}
+            rayserve.start(proxy_location="HeadOnly", http_options=options, controller_options=options_of_controller)
             rayserve.run(application, name="manta")
             print("ready", flush=True)
             for line in sys.stdin:

@@ -6,6 +6,7 @@ else imports them.
 
 from __future__ import annotations
 
+import logging
 import time
 from argparse import Namespace
 from collections.abc import Collection, Mapping
@@ -18,9 +19,13 @@ from conf.schema.engine import Device, EngineSpec
 from conf.schema.model import ModelSpec
 from conf.schema.task import Task
 from serve.engine.errors import EngineDead
+from serve.engine.speed import Speed, Waiting
 from serve.engine.vllm.arguments import engine_arguments, set_environment
 from serve.engine.vllm.core_process import prepare_core_process
 from serve.engine.vllm.llm import on_outputs, start_llm
+from serve.engine.vllm.speed import measure_speed
+
+_log = logging.getLogger(__name__)
 
 
 class VllmApi:
@@ -47,6 +52,24 @@ class VllmApi:
     def is_dead(self) -> bool:
         """Whether the engine has ended; one that hangs has not."""
         return self._llm.errored
+
+    def waiting(self) -> Waiting:
+        """Requests whose answer has not begun, those that the engine has begun to read included."""
+        lengths = [
+            state.prompt_len for state in self._llm.output_processor.request_states.values() if state.is_prefilling
+        ]
+        return Waiting(len(lengths), sum(lengths))
+
+    async def measure(self, max_num_seqs: int) -> Speed:
+        """Measures what the engine does, see `measure_speed`; to be called before it has requests.
+
+        What cannot be measured is not known, and no reason not to start.
+        """
+        try:
+            return await measure_speed(self._llm, max_num_seqs)
+        except Exception as error:
+            _log.warning("the engine's speed cannot be measured: %s: %s", type(error).__name__, error)
+            return Speed(0.0, 0.0)
 
     async def check(self) -> None:
         """Returns when the engine lives and does not hang. To be called now and then: idle time is no hang.

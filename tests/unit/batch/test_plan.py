@@ -84,6 +84,10 @@ def test_the_default_output_folder_is_named_after_model_and_time(
     assert Path(got.output.root.path).name.startswith("tiny-2")
 
 
+def test_a_pool_that_may_be_empty_is_refused(refused: Callable[..., str]) -> None:
+    assert refused(engine={"num_replicas": "0..2"}).startswith("engine.num_replicas must begin at 1")
+
+
 def test_a_model_path_that_is_no_folder_is_refused(refused: Callable[..., str], model: Path) -> None:
     assert refused(model={"path": "gone"}).startswith("model.path=gone: no such folder")
     assert refused(model={"path": str(model / "config.json")}).startswith(f"model.path={model / 'config.json'}")

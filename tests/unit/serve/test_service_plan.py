@@ -50,7 +50,7 @@ def test_a_value_that_breaks_a_rule_is_refused_by_its_key(values: dict[str, Any]
     "word,named",
     [
         ("engine=fake", "engine.kind must be vllm"),
-        ("engine.num_replicas=1..4", "engine.num_replicas must be a number"),
+        ("engine.num_replicas=0", "engine.num_replicas must be a number >= 1, or MIN..MAX"),
         ("engine=planned", "engine.sizing=planned"),
         ("engine.vllm.max_modellen=3", "did you mean 'max_model_len'"),
         ("deployment.vllm.tool_parser=hermes", "deployment.vllm.tool_parser"),
@@ -71,6 +71,31 @@ def test_a_mistake_is_found_before_anything_starts(word: str, named: str):
         plan(word)
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "word,named",
+    [
+        ("autoscale.max_replicas=9", "autoscale.max_replicas is manta simulate's: here engine.num_replicas=0..4"),
+        ("deployment.proxy=direct", "engine.num_replicas=0..4 needs deployment.proxy=plain"),
+        ("task=embed", "autoscale=forecast with task=embed needs autoscale.prefill_tokens_per_s"),
+        ("autoscale.decode_tokens_per_s=0", "autoscale.decode_tokens_per_s must be > 0 or null, got 0"),
+    ],
+)
+def test_a_mistake_in_how_it_scales_is_found_as_early(word: str, named: str):
+    with pytest.raises(UserError) as caught:
+        plan("engine.num_replicas=0..4", word)
+    assert named in str(caught.value)
+
+
+def test_a_service_that_scales_begins_with_one_replica_at_least_and_room_for_more_is_no_condition():
+    made = plan("engine.num_replicas=0..4")
+    assert made.num_replicas == 1
+    assert [made.sized(size).num_replicas for size in (0, 3, 9)] == [1, 3, 4]
+    assert check_room(made, {"CPU": 4.0}) is None
+    assert "room for 2" in (check_room(made, {"CPU": 2.0}) or "")
+    with pytest.raises(UserError, match=r"num_replicas=0..4 .*the cluster has 0.5"):
+        check_room(made, {"CPU": 0.5})
 
 
 @pytest.mark.parametrize("key", ["data=tickets", "sampling.max_tokens=3", "output.path=x", "batch.dedupe=all"])
