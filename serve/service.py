@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from conf.errors import UserError
-from conf.schema.serve import ProxyForm
+from conf.schema.serve import ProxyForm, ServeJob
 from serve.cause import cause_of
 from serve.gate import build_gate
-from serve.middleware.proxy import IMPORT_PATH, MARGIN_S, TIMEOUT_VARIABLE
+from serve.middleware.proxy import BODY_VARIABLE, IMPORT_PATH, MARGIN_S, TIMEOUT_VARIABLE
 from serve.plan import ServicePlan
 from serve.router.ingress import behind_router
 
@@ -121,7 +121,7 @@ class Service:
         rayserve.start(
             proxy_location="HeadOnly",
             http_options={"host": spec.host, "port": spec.port, "request_timeout_s": spec.request_timeout_s + MARGIN_S},
-            controller_options={"runtime_env": {"env_vars": _flags(spec.request_timeout_s)}},
+            controller_options={"runtime_env": {"env_vars": _flags(self.plan.job)}},
         )
         return self._open(self.plan)
 
@@ -277,7 +277,7 @@ class Service:
         run_many([RunTarget(app, name=self._name)], wait_for_applications_running=False)
 
 
-def _flags(request_timeout_s: float) -> dict[str, str]:
+def _flags(job: ServeJob) -> dict[str, str]:
     return {
         # an engine that hangs drains nothing: its requests would hold it for deployment.drain_s
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
@@ -285,5 +285,6 @@ def _flags(request_timeout_s: float) -> dict[str, str]:
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         # the controller starts the proxies, and they inherit this
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": IMPORT_PATH,
-        TIMEOUT_VARIABLE: str(request_timeout_s),
+        TIMEOUT_VARIABLE: str(job.deployment.request_timeout_s),
+        BODY_VARIABLE: str(job.access.max_body_bytes),
     }

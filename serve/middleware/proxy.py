@@ -5,7 +5,9 @@ Ray Serve calls `layers` in the proxy's process, or in the replica's where repli
 
 from __future__ import annotations
 
+import asyncio
 import os
+import sys
 
 from starlette.middleware import Middleware
 
@@ -15,7 +17,7 @@ from serve.middleware.header import media_type
 from serve.middleware.identity import REQUEST_ID, identify
 
 IMPORT_PATH = "serve.middleware.proxy:layers"
-TIMEOUT_VARIABLE = "MANTA_REQUEST_TIMEOUT_S"
+TIMEOUT_VARIABLE, BODY_VARIABLE = "MANTA_REQUEST_TIMEOUT_S", "MANTA_MAX_BODY_BYTES"
 MARGIN_S = 5.0
 """What the proxy waits for beyond a request's deadline, so that the replica's answer to it comes first."""
 _RAY_TIMEOUT = b"x-request-timeout-seconds"
@@ -33,15 +35,17 @@ _SAID = {
 
 def layers() -> list[Middleware]:
     """Returns what Ray Serve puts around its proxy."""
-    return [Middleware(Proxy, timeout_s=float(os.environ.get(TIMEOUT_VARIABLE, "600")))]  # type: ignore[arg-type]
+    timeout_s = float(os.environ.get(TIMEOUT_VARIABLE, "600"))
+    max_bytes = int(os.environ.get(BODY_VARIABLE, sys.maxsize))
+    return [Middleware(Proxy, timeout_s=timeout_s, max_body_bytes=max_bytes)]  # type: ignore[arg-type]
 
 
 class Proxy:
-    """Bounds how long a request waits for a replica, and puts the proxy's errors into OpenAI's shape."""
+    """Bounds how long a request waits for a replica, and how much of its body; puts errors into OpenAI's shape."""
 
-    def __init__(self, app: ASGIApp, timeout_s: float) -> None:
-        """Args: Ray Serve's app, and the most that a request may ask for."""
-        self.app, self._timeout_s = app, timeout_s
+    def __init__(self, app: ASGIApp, timeout_s: float, max_body_bytes: int) -> None:
+        """Args: Ray Serve's app, the most that a request may ask for, and the most that a replica reads of a body."""
+        self.app, self._timeout_s, self._max_bytes = app, timeout_s, max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
@@ -60,8 +64,26 @@ class Proxy:
             asked_s = None  # the replica says so, once it knows who asks
         if asked_s is not None:
             headers.append((_RAY_TIMEOUT, str(min(asked_s, self._timeout_s) + MARGIN_S).encode()))
-        await self.app({**scope, "headers": headers}, receive, answered.send)
+        await self.app({**scope, "headers": headers}, _bounded(receive, self._max_bytes), answered.send)
         await answered.finish()
+
+
+def _bounded(receive: Receive, max_bytes: int) -> Receive:
+    """Returns a ``receive`` that stops once a body is too long, which the replica says when it has seen as much.
+
+    Ray Serve takes a body in as fast as it comes, into memory, for as long as the request waits for a replica.
+    """
+    size = 0
+
+    async def bounded() -> Message:
+        nonlocal size
+        if size > max_bytes:
+            await asyncio.Event().wait()  # Ray Serve cancels this with the request
+        message = await receive()
+        size += len(message.get("body", b""))
+        return message
+
+    return bounded
 
 
 class _Answer:

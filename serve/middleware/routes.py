@@ -54,4 +54,4 @@ class Routes:
         elif scope["path"] in EXPOSED:
             await self._app(scope, receive, send)
         else:
-            await refuse(send, 404, "there is nothing at this path", "not_found_error")
+            await refuse(send, 404, "there is nothing at this path", "not_found_error", "not_found")
