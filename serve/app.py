@@ -153,6 +153,7 @@ def _greeting(plan: ServicePlan, seconds: float) -> str:
     lines = [
         f"ready after {seconds:.0f} s at {plan.url}/v1",
         f"  models  {', '.join([model.name, *model.adapters])}; {plan.max_model_len:,} tokens of context",
+        *([f"  grpc    {plan.grpc_address}"] if plan.grpc_address else []),
         f"  logs    {plan.logs}",
         f"  try     curl {plan.url}/{path} {key}-H 'Content-Type: application/json' -d '{body}'",
     ]

@@ -10,17 +10,19 @@ from conf.schema.serve import ServeJob
 from serve.engine.errors import EngineDead
 from serve.engine.vllm.api import VllmApi, start_api
 from serve.middleware.answer import ASGIApp
+from serve.middleware.mistake import shape_errors
 from serve.middleware.observe import Observe
 from serve.middleware.record import RequestLog
 from serve.middleware.routes import EXPOSED, Routes
 from serve.middleware.scrape import Scrape
 from serve.middleware.stack import Layer, wrapped
 from serve.middleware.tally import Tally
+from serve.rpc.call import Calls
 from serve.telemetry import Named, engine_families, gather, replica_name, request_log_path
 
 
-class Replica:
-    """Holds one engine. Ray Serve calls what is here; requests go to the app past it."""
+class Replica(Calls):
+    """Holds one engine. Ray Serve calls what is here; requests go to the app past it, those by gRPC through `Calls`."""
 
     def __init__(self, job: ServeJob, device: Device, share: int, layers: Sequence[Layer]) -> None:
         """Args.
@@ -47,9 +49,11 @@ class Replica:
         self._api = await start_api(
             job.model, job.engine, self._device, self._share, job.task, job.deployment.vllm, EXPOSED
         )
+        shape_errors(self._api.app)
         app = wrapped(Scrape(self._api.app, self._gather), self._layers)
         log = RequestLog(request_log_path()) if job.deployment.log_requests else None
-        return Observe(Routes(app, self._is_ready), self._tally, log)
+        self.rpc_app = Observe(Routes(app, self._is_ready), self._tally, log)
+        return self.rpc_app
 
     async def families(self) -> Named:
         """This replica's name, and what it and its engine have counted; for whichever replica is scraped."""

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 from conf.errors import UserError
-from conf.schema.serve import ProxyForm, ServeJob
+from conf.schema.serve import ProxyForm
 from serve.cause import cause_of
 from serve.gate import build_gate
 from serve.middleware.proxy import BODY_VARIABLE, IMPORT_PATH, MARGIN_S, TIMEOUT_VARIABLE
 from serve.plan import ServicePlan
 from serve.router.ingress import behind_router
+from serve.rpc.method import ADDRESS_VARIABLE, APPLICATION_VARIABLE, CALLS_PATH, LAYERS_PATH
 
 POLL_S = 0.25
 RETRY_AFTER_S = 1.0
@@ -118,10 +119,13 @@ class Service:
             raise UserError(f"cluster.address={self.plan.job.cluster.address}: Ray Serve runs there already")
         self._has_begun = True
         spec = self.plan.job.deployment
+        timeout_s = spec.request_timeout_s + MARGIN_S
+        grpc = {"port": spec.grpc_port, "grpc_servicer_functions": [CALLS_PATH], "enable_reflection": False}
         rayserve.start(
             proxy_location="HeadOnly",
-            http_options={"host": spec.host, "port": spec.port, "request_timeout_s": spec.request_timeout_s + MARGIN_S},
-            controller_options={"runtime_env": {"env_vars": _flags(self.plan.job)}},
+            http_options={"host": spec.host, "port": spec.port, "request_timeout_s": timeout_s},
+            grpc_options=None if spec.grpc_port is None else {**grpc, "request_timeout_s": timeout_s},
+            controller_options={"runtime_env": {"env_vars": _flags(self.plan)}},
         )
         return self._open(self.plan)
 
@@ -277,14 +281,18 @@ class Service:
         run_many([RunTarget(app, name=self._name)], wait_for_applications_running=False)
 
 
-def _flags(job: ServeJob) -> dict[str, str]:
+def _flags(plan: ServicePlan) -> dict[str, str]:
+    job, grpc = plan.job, {}
+    if plan.grpc_address is not None:
+        grpc = {ADDRESS_VARIABLE: plan.grpc_address, APPLICATION_VARIABLE: job.deployment.name}
     return {
         # an engine that hangs drains nothing: its requests would hold it for deployment.drain_s
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
         # Ray kills a proxy that is not up within 5 s and starts another: on a busy machine for ever
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         # the controller starts the proxies, and they inherit this
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": IMPORT_PATH,
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": LAYERS_PATH if grpc else IMPORT_PATH,
         TIMEOUT_VARIABLE: str(job.deployment.request_timeout_s),
         BODY_VARIABLE: str(job.access.max_body_bytes),
+        **grpc,
     }
