@@ -19,6 +19,7 @@ from serve.rpc.call import CAUSE, HEARD
 from serve.rpc.method import ADDRESS_VARIABLE, APPLICATION_VARIABLE, METHODS, SERVICE
 from serve.rpc.status import text_of
 
+_RAY = "ray.serve.RayServeAPIService"
 _MAX_TIMEOUT_S = 1e8
 """What is longer is no deadline: gRPC's own for none is in 300 years."""
 
@@ -55,9 +56,11 @@ def add_calls(servicer: object, server: Any) -> None:
     async def closed(request: bytes, context: Any) -> None:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, text_of("UNIMPLEMENTED"))
 
-    own = {"ListApplications": unary(closed)}
+    listing = "ListApplications"
+    for (known,) in server.generic_rpc_handlers:
+        known._method_handlers.pop(f"/{_RAY}/{listing}", None)
     base: Any = grpc.aio.Server  # Ray Serve's own method would send it to a replica
-    base.add_registered_method_handlers(server, "ray.serve.RayServeAPIService", own)
+    base.add_registered_method_handlers(server, _RAY, {listing: unary(closed)})
 
 
 async def _nobody(request: bytes, context: Any) -> bytes:
