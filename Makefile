@@ -66,7 +66,7 @@ lock: ## resolve requirements/*.in again (needs uv on the PATH)
 	    requirements/$$extra.new > requirements/$$extra.txt && rm requirements/$$extra.new; done
 
 wire: ## generate serve/wire/api* again (needs grpcio-tools 1.85.1 in the python of PROTOC, and flatc 25.12.19)
-	@$(PROTOC) -I. --python_out=. --pyi_out=. serve/wire/api.proto
+	@$(PROTOC) -I. --python_out=. --pyi_out=. --grpc_python_out=. serve/wire/api.proto
 	@cd serve/wire && $(FLATC) --proto api.proto \
 	  && sed -i -E 's/:(bool|int|long|float|double);/:\1 = null;/; s/manta\.wire\.([A-Z])/\1/' api.fbs \
 	  && $(FLATC) --python --gen-onefile api.fbs

@@ -84,7 +84,7 @@ def connect(spec: ClusterSpec, num_cpus: int, scratch: Path) -> Iterator[Connect
     Raises:
         UserError: when the cluster cannot be reached.
     """
-    _set_environment()
+    _set_environment(spec.address is None)
     began = time.monotonic()
     import ray
 
@@ -144,13 +144,20 @@ def _knock(address: str) -> None:
         raise UserError(f"cluster.address={address}: no cluster answers: {error}") from error
 
 
-def _set_environment() -> None:
-    """Sets what Ray reads when it is imported; what the user set wins."""
+def _set_environment(is_local: bool) -> None:
+    """Sets what Ray reads when it is imported; what the user set wins.
+
+    Args:
+        is_local: whether the cluster is started for this job, on this machine.
+    """
     defaults = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     }
+    if is_local:
+        # named for where it is the default: Ray's dozen ports are then this machine's own, not every address's
+        defaults["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     for key, value in defaults.items():
         os.environ.setdefault(key, value)
 

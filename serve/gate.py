@@ -8,12 +8,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serve.middleware.answer import error_body
+from serve.rpc.call import Calls
 
 RETRY_AFTER_S = 5
 
 
-class Gate:
-    """A deployment of Ray Serve that answers in the place of replicas which start, or have been told to end."""
+class Gate(Calls):
+    """A deployment of Ray Serve that answers in the place of replicas which start, or have been told to end.
+
+    A call by gRPC is UNAVAILABLE: there is no app for it.
+    """
 
     def __init__(self, *behind: Any) -> None:
         """Args: the replicas, where they are in the same application; nothing is asked of them."""

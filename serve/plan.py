@@ -92,6 +92,12 @@ class ServicePlan:
         engine = self.job.engine
         return replace(self, size=min(max(1, size, engine.min_replicas), engine.max_replicas))
 
+    @property
+    def grpc_address(self) -> str | None:
+        """Where gRPC listens; null where it does not."""
+        host, port = self.job.deployment.host, self.job.deployment.grpc_port
+        return None if port is None else f"{f'[{host}]' if ':' in host else host}:{port}"
+
     def on_device(self, device: Device) -> ServicePlan:
         """Returns the plan for another device."""
         return replace(self, device=device, placement=place(self.job.engine, device))
@@ -242,10 +248,16 @@ def check_port(deployment: DeploymentSpec) -> None:
     Raises:
         UserError: when it cannot.
     """
-    where = f"deployment.host={deployment.host} deployment.port={deployment.port}"
+    _check_port(deployment.host, "port", deployment.port)
+    if deployment.grpc_port is not None:
+        _check_port(deployment.host, "grpc_port", deployment.grpc_port)
+
+
+def _check_port(host: str, key: str, port: int) -> None:
+    where = f"deployment.host={host} deployment.{key}={port}"
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
-            deployment.host, deployment.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         with socket.socket(family, kind, protocol) as knock:
             knock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -21,17 +21,19 @@ from serve.middleware.dispatch import unprefixed
 from serve.middleware.listing import Listing
 from serve.middleware.load import Load
 from serve.middleware.lost import Lost
+from serve.middleware.mistake import shape_errors
 from serve.middleware.observe import Observe
 from serve.middleware.record import RequestLog
 from serve.middleware.routes import EXPOSED, Routes
 from serve.middleware.scrape import Scrape
 from serve.middleware.stack import Layer, wrapped
 from serve.middleware.tally import Tally
+from serve.rpc.call import Calls
 from serve.telemetry import Named, app_name, engine_families, gather, replica_name, request_log_path
 
 
-class Replica:
-    """Holds one engine. Ray Serve calls what is here; requests go to the app past it."""
+class Replica(Calls):
+    """Holds one engine. Ray Serve calls what is here; requests go to the app past it, those by gRPC through `Calls`."""
 
     def __init__(self, job: ServeJob, device: Device, share: int, layers: Sequence[Layer]) -> None:
         """Args.
@@ -60,6 +62,7 @@ class Replica:
         """
         job = self._job
         self._api = api = await self._start()
+        shape_errors(api.app)
         app: ASGIApp = Listing(api.app, read_now)
         if job.engine.is_elastic:
             app = self._load = Load(app, job.autoscale, api.waiting)
@@ -74,8 +77,8 @@ class Replica:
         logging.getLogger("ray.serve").info(f"started in {self._start_s:.1f} s; {self._speed}")
         log = RequestLog(request_log_path()) if job.deployment.log_requests else None
         self._lost = Lost(app, lambda: api.is_dead, lambda: os._exit(1))
-        app = Observe(Routes(self._lost, self._is_ready), self._tally, log)
-        return app if app_name() == job.deployment.name else unprefixed(app)
+        self.rpc_app = Observe(Routes(self._lost, self._is_ready), self._tally, log)
+        return self.rpc_app if app_name() == job.deployment.name else unprefixed(self.rpc_app)
 
     async def _start(self) -> VllmApi:
         job = self._job

@@ -13,10 +13,11 @@ from conf.schema.serve import ProxyForm
 from serve.catalogue import prefix_of
 from serve.cause import cause_of
 from serve.gate import build_gate
-from serve.middleware.proxy import MARGIN_S, environment
+from serve.middleware.proxy import CALLBACK, MARGIN_S, environment
 from serve.plan import ServicePlan
 from serve.replica import Replica
 from serve.router.ingress import behind_router
+from serve.rpc.method import ADDRESS_VARIABLE, APPLICATION_VARIABLE, CALLS_PATH, LAYERS_PATH
 from serve.scaling import scaling_options
 from serve.size import Size, forget_size, read_size
 from serve.state import Replicas
@@ -52,10 +53,16 @@ def begin(plan: ServicePlan) -> None:
     if rayserve.status().proxies:
         raise UserError(f"cluster.address={plan.job.cluster.address}: Ray Serve runs there already")
     spec = plan.job.deployment
-    variables = environment(plan.app, spec.request_timeout_s, plan.form)
+    variables = environment(plan.app, spec.request_timeout_s, plan.form, plan.job.access.max_body_bytes)
+    timeout_s, grpc = spec.request_timeout_s + MARGIN_S, None
+    if plan.grpc_address is not None:
+        grpc = {"port": spec.grpc_port, "grpc_servicer_functions": [CALLS_PATH], "enable_reflection": False}
+        grpc["request_timeout_s"] = timeout_s
+        variables |= {ADDRESS_VARIABLE: plan.grpc_address, APPLICATION_VARIABLE: plan.app, CALLBACK: LAYERS_PATH}
     rayserve.start(
         proxy_location="HeadOnly",
-        http_options={"host": spec.host, "port": spec.port, "request_timeout_s": spec.request_timeout_s + MARGIN_S},
+        http_options={"host": spec.host, "port": spec.port, "request_timeout_s": timeout_s},
+        grpc_options=grpc,
         controller_options={"runtime_env": {"env_vars": variables}},
     )
 

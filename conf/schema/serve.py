@@ -67,6 +67,8 @@ class DeploymentSpec:
     """The address that it listens on; 0.0.0.0 is every one of this machine's."""
     port: int = 8000
     """The port that it listens on."""
+    grpc_port: int | None = None
+    """The port for gRPC at the same address, see docs/formats.md; null is none. Only with deployment.proxy=plain."""
     proxy: ProxyForm = ProxyForm.plain
     """What stands between clients and replicas: HAProxy and the router (direct), or Ray Serve's own proxy (plain).
 
@@ -98,6 +100,7 @@ class DeploymentSpec:
             raise UserError("deployment.host must be an address, got ''")
         if not 1 <= self.port <= 65535:
             raise UserError(f"deployment.port must be in 1..65535, got {self.port}")
+        self._check_grpc()
         if self.max_ongoing_requests is not None and self.max_ongoing_requests < 1:
             raise UserError(f"deployment.max_ongoing_requests must be >= 1 or null, got {self.max_ongoing_requests}")
         if self.max_queued_requests < 0:
@@ -108,6 +111,18 @@ class DeploymentSpec:
             raise UserError(f"deployment.drain_s must be >= 0, got {self.drain_s}")
         for key in self.models:
             check_model_key(key)
+
+    def _check_grpc(self) -> None:
+        if self.grpc_port is None:
+            return
+        if not 1 <= self.grpc_port <= 65535 or self.grpc_port == self.port:
+            raise UserError(
+                f"deployment.grpc_port must be in 1..65535 and not deployment.port={self.port}, got {self.grpc_port}"
+            )
+        if self.proxy is not ProxyForm.plain:
+            raise UserError(
+                f"deployment.grpc_port needs deployment.proxy=plain (HAProxy has no gRPC), got {self.proxy.value}"
+            )
 
 
 @dataclass(kw_only=True, slots=True)

@@ -5,8 +5,10 @@ Ray Serve calls `layers` in the proxy's process, or in the replica's where repli
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable
 
@@ -21,9 +23,10 @@ from serve.middleware.header import media_type
 from serve.middleware.identity import REQUEST_ID, identify
 from serve.size import read_size
 
+CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 IMPORT_PATH = "serve.middleware.proxy:layers"
 NAME_VARIABLE = "MANTA_SERVICE"
-TIMEOUT_VARIABLE = "MANTA_REQUEST_TIMEOUT_S"
+TIMEOUT_VARIABLE, BODY_VARIABLE = "MANTA_REQUEST_TIMEOUT_S", "MANTA_MAX_BODY_BYTES"
 AGAIN_VARIABLE = "MANTA_ASK_AGAIN"
 """Set where a second attempt reaches another replica: not in a replica's own process."""
 AGAIN_HEADER = b"x-serve-router-again"
@@ -53,13 +56,16 @@ _SAID = {
 }
 
 
-def environment(name: str, request_timeout_s: float, form: ProxyForm) -> dict[str, str]:
+def environment(
+    name: str, request_timeout_s: float, form: ProxyForm, max_body_bytes: int = sys.maxsize
+) -> dict[str, str]:
     """Returns what Ray Serve's controller must find, and the proxies that it starts inherit.
 
     Args:
         name: of the service.
         request_timeout_s: the most that a request may ask for.
         form: of its proxy.
+        max_body_bytes: the most that a replica reads of a body.
     """
     is_plain = form is ProxyForm.plain
     return {
@@ -67,8 +73,9 @@ def environment(name: str, request_timeout_s: float, form: ProxyForm) -> dict[st
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
         # Ray kills a proxy that is not up within 5 s and starts another: on a busy machine for ever
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": IMPORT_PATH,
+        CALLBACK: IMPORT_PATH,
         TIMEOUT_VARIABLE: str(request_timeout_s),
+        BODY_VARIABLE: str(max_body_bytes),
         NAME_VARIABLE: name,
         AGAIN_VARIABLE: str(int(is_plain)),  # HAProxy does it by itself
         **({DISPATCH_VARIABLE: "1"} if is_plain else {}),
@@ -78,8 +85,13 @@ def environment(name: str, request_timeout_s: float, form: ProxyForm) -> dict[st
 def layers() -> list[Middleware]:
     """Returns what Ray Serve puts around its proxy, the outermost last."""
     inner = [Middleware(Dispatch, know=Follower())] if os.environ.get(DISPATCH_VARIABLE) else []  # type: ignore[arg-type]
-    timeout_s, is_again = float(os.environ.get(TIMEOUT_VARIABLE, "600")), os.environ.get(AGAIN_VARIABLE) == "1"
-    outer = Middleware(Proxy, timeout_s=timeout_s, is_again=is_again, is_asleep=_is_asleep)  # type: ignore[arg-type]
+    outer = Middleware(
+        Proxy,  # type: ignore[arg-type]
+        timeout_s=float(os.environ.get(TIMEOUT_VARIABLE, "600")),
+        max_body_bytes=int(os.environ.get(BODY_VARIABLE, sys.maxsize)),
+        is_again=os.environ.get(AGAIN_VARIABLE) == "1",
+        is_asleep=_is_asleep,
+    )
     return [*inner, outer]
 
 
@@ -93,7 +105,7 @@ def _is_asleep() -> bool:
 
 
 class Proxy:
-    """Bounds how long a request waits for a replica, and puts the proxy's errors into OpenAI's shape.
+    """Bounds how long a request waits for a replica, and how much of its body; puts errors into OpenAI's shape.
 
     A request whose replica is lost before the answer has begun is given to Ray Serve once more, which has forgotten
     that replica by then. One that kills the engines that take it kills two, not all.
@@ -103,6 +115,7 @@ class Proxy:
         self,
         app: ASGIApp,
         timeout_s: float,
+        max_body_bytes: int = sys.maxsize,
         is_again: bool = False,
         clock: Callable[[], float] = time.monotonic,
         is_asleep: Callable[[], bool] = lambda: False,
@@ -111,11 +124,13 @@ class Proxy:
 
         app: Ray Serve's.
         timeout_s: the most that a request may ask for.
+        max_body_bytes: the most that a replica reads of a body.
         is_again: whether a request is asked a second time.
         clock: seconds.
         is_asleep: whether no replica is wanted.
         """
-        self.app, self._timeout_s, self._is_again, self._clock = app, timeout_s, is_again, clock
+        self.app, self._timeout_s, self._max_bytes = app, timeout_s, max_body_bytes
+        self._is_again, self._clock = is_again, clock
         self._look, self._is_asleep, self._looked_s = is_asleep, False, -LOOK_S
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -141,7 +156,7 @@ class Proxy:
             hint = [_seconds(_RAY_TIMEOUT, min(asked_s, self._timeout_s) + MARGIN_S)]
         elif answered.is_ready:
             hint = [_seconds(_RAY_TIMEOUT, READY_S)]
-        body = _Body(receive, lambda: self._is_again and not answered.is_begun)
+        body = _Body(_bounded(receive, self._max_bytes), lambda: self._is_again and not answered.is_begun)
         await self.app({**scope, "headers": [*headers, *hint]}, body.receive, answered.send)
         left_s = min(asked_s or self._timeout_s, self._timeout_s) - (self._clock() - came_at)
         if not answered.is_begun and left_s > 0.001 and body.rewind():
@@ -184,6 +199,24 @@ class _Body:
             return False
         self._again, self._kept = self._kept[::-1], None
         return True
+
+
+def _bounded(receive: Receive, max_bytes: int) -> Receive:
+    """Returns a ``receive`` that stops once a body is too long, which the replica says when it has seen as much.
+
+    Ray Serve takes a body in as fast as it comes, into memory, for as long as the request waits for a replica.
+    """
+    size = 0
+
+    async def bounded() -> Message:
+        nonlocal size
+        if size > max_bytes:
+            await asyncio.Event().wait()  # Ray Serve cancels this with the request
+        message = await receive()
+        size += len(message.get("body", b""))
+        return message
+
+    return bounded
 
 
 class _Answer:

@@ -55,7 +55,7 @@ class Routes:
         elif scope["path"] in EXPOSED or (scope["method"] == "GET" and _names_model(scope["path"])):
             await self._app(scope, receive, send)
         else:
-            await refuse(send, 404, "there is nothing at this path", "not_found_error")
+            await refuse(send, 404, "there is nothing at this path", "not_found_error", "not_found")
 
 
 def _names_model(path: str) -> bool:

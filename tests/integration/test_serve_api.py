@@ -14,6 +14,7 @@ import msgspec
 import openai
 import psutil
 import pytest
+from hostile import CLOSED, fuzz_formats, fuzz_operations
 from model_files import _make_adapter
 from services import Service, serving
 
@@ -24,27 +25,6 @@ from serve.wire.shape import shape_of
 pytestmark = pytest.mark.timeout(300)
 TICKET = "My laptop does not turn on. Order 4711."
 MESSAGES = [{"role": "user", "content": TICKET}]
-CLOSED = [
-    "/metrics/",
-    "/load",
-    "/version",
-    "/docs",
-    "/collective_rpc",
-    "/reset_prefix_cache",
-    "/sleep",
-    "/pause",
-    "/update_weights",
-    "/v1/load_lora_adapter",
-    "/v1/unload_lora_adapter",
-    "/invocations",
-    "/ping",
-    "/start_profile",
-    "/scale_elastic_ep",
-    "/v1/models/",
-    "/v1/models/../load",
-    "/%76ersion",
-    "//v1/models",
-]
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +58,15 @@ def test_it_is_up_and_ready(service: Service):
     assert httpx.get(f"{service.url}/ready").status_code == 200
 
 
-def test_it_listens_where_it_was_told_only(service: Service):
-    port = service.url.rpartition(":")[2]
+def test_it_listens_where_it_was_told_and_ray_on_this_machine_only(service: Service):
     listening = set()
     for process in service.below():
         with suppress(psutil.NoSuchProcess):  # Ray's workers come and go
-            listening |= {c.laddr.ip for c in process.net_connections("tcp") if str(c.laddr.port) == port}
-    assert listening == {"127.0.0.1"}
+            found = [c.laddr for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+            listening |= {(address.ip.removeprefix("::ffff:"), address.port) for address in found}
+    assert ("127.0.0.1", int(service.url.rpartition(":")[2])) in listening
+    assert len(listening) > 10
+    assert {ip for ip, _ in listening} == {"127.0.0.1"}
 
 
 def test_models_are_the_model_and_its_adapters(client: openai.OpenAI):
@@ -296,3 +278,18 @@ def test_a_client_that_leaves_frees_the_engine(service: Service):
         short = {**long, "max_tokens": 1}
         assert leaving.post(f"{service.url}/v1/completions", json=short).status_code == 200
         assert time.monotonic() - begun < alone / 2
+
+
+@pytest.mark.parametrize("num_examples", [6, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
+def test_nothing_that_its_own_openapi_allows_or_forbids_breaks_it(service: Service, num_examples: int):
+    statuses = fuzz_operations(service.url, num_examples)
+    assert set(statuses) <= EXPOSED
+    assert statuses["/v1/completions"].keys() >= {200, 400}
+    assert httpx.get(f"{service.url}/ready").status_code == 200
+
+
+@pytest.mark.parametrize("num_examples", [6, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
+def test_a_broken_body_of_any_format_is_the_client_s_error(service: Service, num_examples: int):
+    statuses = fuzz_formats(service.url, num_examples)
+    assert all(400 in counts for counts in statuses.values()), statuses
+    assert httpx.get(f"{service.url}/ready").status_code == 200

@@ -15,10 +15,11 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from calls import Client
 from collector import collecting
 from load import load, wrong
 from prometheus_client.parser import text_string_to_metric_families
-from services import Service, serving
+from services import Service, free_port, serving
 
 pytestmark = pytest.mark.timeout(400)
 SECRET, OTHER = "secret-one", "secret-two"
@@ -33,6 +34,7 @@ class Seen:
     service: Service
     client: httpx.Client
     spans: dict[str, str]
+    grpc: str
 
     text: str = ""
     num_pages: int = 0
@@ -98,7 +100,9 @@ class Seen:
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     with collecting() as (address, spans):
+        port = free_port()
         words = [
+            f"deployment.grpc_port={port}",
             *("model=demo", "engine.max_model_len=1024", "engine.max_num_seqs=8", "engine.num_replicas=2"),
             *("deployment.max_ongoing_requests=8", "deployment.max_queued_requests=24"),
             *(f"engine.vllm.otlp_traces_endpoint={address}", "engine.env.OTEL_BSP_SCHEDULE_DELAY=200"),
@@ -110,7 +114,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
             serving(folder, *words, keys=f"{SECRET},{OTHER}") as service,
             httpx.Client(base_url=service.url, headers={"authorization": f"Bearer {SECRET}"}, timeout=120) as client,
         ):
-            yield Seen(service=service, client=client, spans=spans)
+            yield Seen(service=service, client=client, spans=spans, grpc=f"127.0.0.1:{port}")
 
 
 def test_the_figures_of_all_replicas_are_on_one_page_and_add_up(seen: Seen):
@@ -244,6 +248,46 @@ def test_a_full_service_says_so_in_openai_s_shape_and_when_to_come_again(seen: S
 def test_what_the_proxy_says_by_itself_tells_nothing_of_the_service(seen: Seen):
     answer = seen.client.get("/-/routes")
     assert (answer.status_code, answer.json()["error"]["type"]) == (404, "not_found_error")
+
+
+def test_grpc_says_what_http_says(seen: Seen):
+    ask = {**SHORT, "temperature": 0}
+    text = seen.client.post(TEXT, json=ask).json()["choices"][0]["text"]
+    with Client(seen.grpc, SECRET) as client:
+        assert [model.id for model in client.models()] == ["demo"]
+        answer, metadata = client.complete(**ask)
+        assert (answer.choices[0].text, answer.usage.completion_tokens) == (text, 5)
+        assert metadata["x-request-id"] == "by-grpc"
+        assert "".join(part.choices[0].text for part in client.stream(**ask)) == text
+        assert client.chat(messages=[{"role": "user", "content": "x"}], max_tokens=3).usage.completion_tokens <= 3
+    seen.until(lambda: any(line["request_id"] == "by-grpc" for line in seen.log()))
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_call_that_is_refused_has_grpc_s_status_and_no_internals(seen: Seen, is_stream: bool):
+    with Client(seen.grpc, SECRET) as client, Client(seen.grpc, "wrong") as stranger:
+        for who, change, code, cause in (
+            (stranger, {}, "UNAUTHENTICATED", "invalid_api_key"),
+            (client, {"model": "nope"}, "NOT_FOUND", None),
+            (client, {"model": "../adapter"}, "NOT_FOUND", "model_not_found"),
+            (client, {"max_tokens": -1}, "INVALID_ARGUMENT", "invalid_value"),
+            (client, {"extra_json": "{"}, "INVALID_ARGUMENT", "invalid_body"),
+        ):
+            failed = who.refused(is_stream, **{**SHORT, **change})
+            assert failed.code == code
+            assert cause in (None, failed.cause)
+            assert not any(word in failed.details for word in ("Traceback", "Replica", "/", "127.0.0.1", "ray"))
+        assert client.refused(is_stream, **{**SHORT, "prompt": "x" * (5 << 20)}).code == "RESOURCE_EXHAUSTED"
+        assert client.lists_applications() == "UNIMPLEMENTED"
+
+
+@pytest.mark.parametrize("by", ["leaving", "deadline"])
+def test_a_call_that_is_left_or_takes_too_long_frees_the_engine(seen: Seen, by: str):
+    with seen.freed(), Client(seen.grpc, SECRET) as client:
+        if by == "deadline":
+            assert client.refused(True, timeout=1.0, **LONG).code == "DEADLINE_EXCEEDED"
+        else:
+            client.leave(**LONG)
 
 
 async def test_a_dead_engine_costs_no_answer_and_its_streams_end_with_an_error(seen: Seen):

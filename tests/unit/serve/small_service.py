@@ -16,7 +16,15 @@ from conf.schema.access import AccessSpec
 from serve.keyring import KeyRing
 from serve.keys import Limits, Priority, add_key, make_key
 from serve.middleware.access import Access
+from serve.middleware.answer import ASGIApp
+from serve.middleware.deadline import Deadline
 from serve.middleware.measure import Measure
+from serve.middleware.negotiation import Negotiation
+from serve.middleware.observe import Observe
+from serve.middleware.proxy import Proxy
+from serve.middleware.routes import Routes
+from serve.middleware.tally import Tally
+from serve.wire.formats import MEDIA_TYPES
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 CHAT = "/v1/chat/completions"
@@ -33,7 +41,7 @@ class Clock:
 
 
 async def chat(request: Request) -> Response:
-    """Answers with what it got; ``fake_usage`` in the body is the usage that it tells."""
+    """Answers with what it got, headers' names in a header; ``fake_usage`` in the body is the usage that it tells."""
     body = await request.json()
     usage = body.get("fake_usage")
     if body.get("stream"):
@@ -46,20 +54,33 @@ async def chat(request: Request) -> Response:
     manta = {name: request.scope["manta"].get(name) for name in ("key", "priority", "body")}
     is_framed = request.headers.getlist("content-length") == [str(len(await request.body()))]
     plain: dict[str, Any] = {"got": body, "manta": manta, "is_framed": is_framed}
-    return JSONResponse(plain | ({"usage": {"total_tokens": usage}} if usage else {}))
+    got = {"x-got": ",".join(request.headers)}
+    return JSONResponse(plain | ({"usage": {"total_tokens": usage}} if usage else {}), headers=got)
 
 
 async def good(request: Request) -> Response:
     return PlainTextResponse("good")
 
 
-def make_service(
-    spec: AccessSpec, keys: KeyRing, clock: Callable[[], float], media_types: tuple[str, ...] = ()
-) -> Access:
+def make_service(spec: AccessSpec, keys: KeyRing, clock: Callable[[], float]) -> Access:
     """Returns access and measure around the app."""
+    return Access(Measure(_app(), spec), spec, keys, clock=clock)
+
+
+def make_stack(spec: AccessSpec, keys: KeyRing, clock: Callable[[], float], timeout_s: float) -> ASGIApp:
+    """Returns the layers of a replica around the app, but the cache, and before them that of Ray Serve's proxy."""
+    access = Access(Negotiation(Measure(Deadline(_app(), timeout_s), spec), spec), spec, keys, MEDIA_TYPES, clock)
+
+    async def is_ready() -> bool:
+        return True
+
+    return Proxy(Observe(Routes(access, is_ready), Tally(["m"])), timeout_s, spec.max_body_bytes)
+
+
+def _app() -> ASGIApp:
     routes = [Route(path, good) for path in ("/health", "/ready", "/metrics", "/v1/models")]
     routes += [Route(path, chat, methods=["POST"]) for path in (CHAT, "/v1/completions", "/v1/embeddings")]
-    return Access(Measure(Starlette(routes=routes), spec), spec, keys, clock=clock)
+    return Starlette(routes=routes)  # type: ignore[return-value]
 
 
 def make_secret(

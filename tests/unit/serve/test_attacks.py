@@ -4,170 +4,38 @@ from __future__ import annotations
 
 import base64
 import gzip
-import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 import uvicorn
-from small_service import CHAT, NOW, Clock, make_secret, make_service
+from attacker import (
+    JSON_TYPE,
+    Answer,
+    Server,
+    bearer,
+    chunked,
+    dripping,
+    endless_chunks,
+    left,
+    named,
+    repeated,
+    second,
+    smuggled,
+    stalled,
+    turn,
+    unheard,
+    websocket,
+)
+from small_service import CHAT
 
-from conf.schema.access import AccessSpec
-from serve.keyring import KeyRing
-from serve.keys import Priority, read_keys, revoke_key
+from serve.keys import read_keys
+from serve.wire import api_pb2
 
 DOC = Path(__file__).parents[3] / "docs" / "security.md"
-SPEC = AccessSpec(max_body_bytes=65536, body_timeout_s=0.4, max_tokens=1000)
-Answer = tuple[int, str]
-
-
-def rows() -> list[tuple[str, int, str]]:
-    table = DOC.read_text().split("| --- | --- | --- |\n")[1].split("\n\n")[0]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    return [(what, int(status), code) for what, status, code in cells]
-
-
-class Server:
-    """A running service, its keys, and a socket to it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.key = make_secret(path, "team")
-        self.batch = make_secret(path, "batch", priority=Priority.batch)
-        self.few = make_secret(path, "few", requests_per_min=1)
-        self.frugal = make_secret(path, "frugal", tokens_per_min=500)
-        self.single = make_secret(path, "single", max_concurrent=1)
-        self.expired = make_secret(path, "expired", expires=NOW + timedelta(days=1))
-        self.revoked = make_secret(path, "revoked")
-        revoke_key(path, "revoked")
-        self.app = make_service(SPEC, KeyRing(path), Clock())
-        self.port = 0
-
-    def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
-
-    def head(self, *lines: str, method: str = "POST", path: str = CHAT, key: str | None = None) -> bytes:
-        first = [f"{method} {path} HTTP/1.1", "Host: service", f"Authorization: Bearer {key or self.key}"]
-        return "\r\n".join([*first, *lines, "", ""]).encode("latin-1")
-
-    def send(self, data: bytes) -> Answer:
-        with self.connect() as connection:
-            connection.sendall(data)
-            return answer(connection)
-
-    def raw(self, body: bytes, *lines: str, key: str | None = None, kind: str = "application/json") -> Answer:
-        return self.send(self.head(f"Content-Type: {kind}", f"Content-Length: {len(body)}", *lines, key=key) + body)
-
-    def post(self, body: dict[str, Any], key: str | None = None) -> Answer:
-        return self.raw(json.dumps(body).encode(), key=key)
-
-    def without_key(self, *lines: str, method: str = "GET", path: str = "/v1/models") -> Answer:
-        return self.send("\r\n".join([f"{method} {path} HTTP/1.1", "Host: service", *lines, "", ""]).encode("latin-1"))
-
-
-def read_answer(connection: socket.socket) -> tuple[int, bytes]:
-    stream = connection.makefile("rb")
-    status = int(stream.readline().split()[1])
-    length = 0
-    while (line := stream.readline().strip()) != b"":
-        name, _, value = line.partition(b":")
-        length = int(value) if name.lower() == b"content-length" else length
-    return status, stream.read(length)
-
-
-def answer(connection: socket.socket) -> Answer:
-    status, body = read_answer(connection)
-    try:
-        error = json.loads(body)["error"]
-    except (ValueError, KeyError):
-        return status, "-"
-    assert set(error) == {"message", "type", "param", "code"}
-    return status, error["code"]
-
-
-def endless_chunks(server: Server) -> Answer:
-    with server.connect() as connection:
-        connection.sendall(server.head("Content-Type: application/json", "Transfer-Encoding: chunked"))
-        for _ in range(17):  # 68 kB, and no chunk that says it is the last
-            connection.sendall(b"1000\r\n" + b"a" * 4096 + b"\r\n")
-        return answer(connection)
-
-
-def stalled(server: Server) -> Answer:
-    with server.connect() as connection:
-        connection.sendall(server.head("Content-Type: application/json", "Content-Length: 100") + b'{"a":')
-        return answer(connection)
-
-
-def dripping(server: Server) -> Answer:
-    """A byte follows as soon as the server has had a hundredth of a second to answer."""
-    with server.connect() as connection:
-        connection.sendall(server.head("Content-Type: application/json", "Content-Length: 60000"))
-        connection.settimeout(0.01)
-        while True:
-            try:
-                if connection.recv(1, socket.MSG_PEEK):
-                    break
-            except TimeoutError:
-                connection.sendall(b"a")
-        connection.settimeout(20)
-        return answer(connection)
-
-
-def left(server: Server) -> Answer:
-    with server.connect() as connection:
-        connection.sendall(server.head("Content-Type: application/json", "Content-Length: 100", key=server.single))
-        # answered only once the server has taken the first request up
-        while server.post({}, key=server.single)[0] != 429:
-            pass
-    while (got := server.post({}, key=server.single))[0] == 429:
-        pass
-    return got
-
-
-def second(server: Server) -> Answer:
-    with server.connect() as connection:
-        connection.sendall(server.head("Content-Type: application/json", "Content-Length: 100", key=server.single))
-        while (got := server.post({}, key=server.single))[0] == 200:
-            pass
-        return got
-
-
-def turn(server: Server, body: bytes) -> Answer:
-    """The engine must see the turn of the key's class."""
-    with server.connect() as connection:
-        head = server.head("Content-Type: application/json", f"Content-Length: {len(body)}", key=server.batch)
-        connection.sendall(head + body)
-        status, text = read_answer(connection)
-    assert json.loads(text)["got"]["priority"] == 100
-    return status, "-"
-
-
-def websocket(server: Server) -> Answer:
-    lines = ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Key: " + base64.b64encode(b"k" * 16).decode()]
-    return server.send(server.head(*lines, "Sec-WebSocket-Version: 13", method="GET", path="/v1/realtime"))
-
-
-def repeated(server: Server) -> Answer:
-    assert server.post({}, key=server.few)[0] == 200
-    return server.post({}, key=server.few)
-
-
-def bearer(server: Server, key: str) -> Answer:
-    return server.without_key(f"Authorization: Bearer {key}")
-
-
-def chunked(server: Server) -> Answer:
-    lines = ("Content-Type: application/json", "Content-Length: 2", "Transfer-Encoding: chunked")
-    status, _ = server.send(server.head(*lines) + b"2\r\n{}\r\n0\r\n\r\n")
-    return status, "-"
-
-
-JSON_TYPE = "Content-Type: application/json"
+PROTOBUF, ARROW = "application/x-protobuf", "application/vnd.apache.arrow.stream"
 ATTACKS: dict[str, Callable[[Server], Answer]] = {
     "no key": lambda s: s.without_key(),
     "an empty key": lambda s: s.without_key("Authorization: Bearer "),
@@ -188,13 +56,36 @@ ATTACKS: dict[str, Callable[[Server], Answer]] = {
     "a public path with dots to another": lambda s: s.without_key(path="/health/../v1/models"),
     "a public path with two slashes": lambda s: s.without_key(path="//health"),
     "a public path, encoded dots": lambda s: s.without_key(path="/health/%2e%2e/metrics"),
-    "a POST to a public path": lambda s: s.without_key("Content-Length: 0", method="POST", path="/health"),
+    "a POST to a public path, then one to another": lambda s: (
+        s.without_key("Content-Length: 0", method="POST", path="/health") and s.without_key(method="POST", path=CHAT)
+    ),
+    "a path of vLLM's that is not exposed": lambda s: s.send(s.head("Content-Length: 0", path="/v1/load_lora_adapter")),
+    "Ray Serve's list of applications": lambda s: s.send(s.head(method="GET", path="/-/routes")),
+    "a path of 20 kB": lambda s: s.send(s.head(method="GET", path="/v1/models/" + "a" * 20_000)),
     "a websocket with a key": websocket,
+    "a request inside of a refused one's body": smuggled,
+    "the beginning of a TLS connection": lambda s: (
+        s.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n")[0],
+        "-",
+    ),
+    "a deadline of 0": lambda s: s.post({}, "X-Request-Timeout: 0"),
+    "a deadline of -1": lambda s: s.post({}, "X-Request-Timeout: -1"),
+    "a deadline that is no number": lambda s: s.post({}, "X-Request-Timeout: nan"),
+    "a deadline twice": lambda s: s.post({}, "X-Request-Timeout: 5", "X-Request-Timeout: 500"),
+    "a deadline in 30 years": lambda s: s.post({}, "X-Request-Timeout: 999999999"),
+    "a request id of 10 kB": lambda s: named(s, "X-Request-ID: " + "a" * 10_000),
+    "a request id that a log would read as another field": lambda s: named(s, 'X-Request-ID: a", "key": "b'),
+    "two request ids": lambda s: named(s, "X-Request-ID: a", "X-Request-ID: b"),
+    "Ray Serve's header that a disconnect is nothing": lambda s: unheard(s, "X-Request-Disconnect-Disabled: ?1"),
+    "Ray Serve's header for a deadline": lambda s: unheard(s, "X-Request-Timeout-Seconds: -1"),
     "headers of 40 kB": lambda s: s.raw(b"{}", "X-Long: " + "a" * 40_000),
     "3,000 headers": lambda s: s.raw(b"{}", *[f"X-{number}: abcdef" for number in range(3000)]),
     "a content-length beyond the limit": lambda s: s.send(s.head(JSON_TYPE, "Content-Length: 65537")),
     "a content-length of 18 digits": lambda s: s.send(s.head(JSON_TYPE, "Content-Length: " + "9" * 18)),
     "a content-length of 30 digits": lambda s: (s.send(s.head(JSON_TYPE, "Content-Length: " + "9" * 30))[0], "-"),
+    "a content-length beyond the limit that waits for a go": lambda s: s.send(
+        s.head(JSON_TYPE, "Content-Length: 65537", "Expect: 100-continue")
+    ),
     "a body in chunks beyond the limit, without end": endless_chunks,
     "a body that stops half-way": stalled,
     "a body a byte at a time": dripping,
@@ -210,6 +101,22 @@ ATTACKS: dict[str, Callable[[Server], Answer]] = {
     "a form": lambda s: s.raw(b"model=m", kind="application/x-www-form-urlencoded"),
     "no content type": lambda s: s.send(s.head("Content-Length: 2") + b"{}"),
     "a compressed body": lambda s: s.raw(gzip.compress(b"{}" + b" " * 10**6), "Content-Encoding: gzip"),
+    "a type that nobody reads": lambda s: s.raw(b"a: 1", kind="application/yaml"),
+    "a type of another endpoint": lambda s: s.raw(b"a", kind=ARROW),
+    "a type that nobody writes": lambda s: s.post({}, "Accept: image/png"),
+    "a stream of Protocol Buffers": lambda s: s.post({"stream": True}, f"Accept: {PROTOBUF}"),
+    "MessagePack cut short": lambda s: s.raw(b"\x81\xa5model", kind="application/msgpack"),
+    "MessagePack of four billion fields": lambda s: s.raw(b"\xdf\xff\xff\xff\xff\xa1a", kind="application/msgpack"),
+    "MessagePack 100 levels deep": lambda s: s.raw(b"\x81\xa1a" * 100 + b"\xc0", kind="application/msgpack"),
+    "MessagePack with infinity": lambda s: s.raw(b"\x81\xa1a\xcb\x7f\xf0" + b"\0" * 6, kind="application/msgpack"),
+    "Protocol Buffers of a false length": lambda s: s.raw(b"\x0a\xff\xff\xff\xff\x0f", kind=PROTOBUF),
+    "Protocol Buffers with max_tokens of -1": lambda s: s.raw(
+        api_pb2.ChatCompletionRequest(max_tokens=-1).SerializeToString(), kind=PROTOBUF
+    ),
+    "Protocol Buffers with a model of a path upwards": lambda s: s.raw(
+        api_pb2.ChatCompletionRequest(model="../adapter").SerializeToString(), kind=PROTOBUF
+    ),
+    "a FlatBuffer that leads out of itself": lambda s: s.raw(b"\xff\xff\xff\x7f" * 4, kind="application/x-flatbuffers"),
     "JSON cut short": lambda s: s.raw(b'{"model": "m", "messages": ['),
     "JSON with more behind it": lambda s: s.raw(b'{"model": "m"}{"model": "n"}'),
     "JSON that is a list": lambda s: s.raw(b"[{}]"),
@@ -227,6 +134,8 @@ ATTACKS: dict[str, Callable[[Server], Answer]] = {
     "n of 100,000": lambda s: s.post({"n": 100_000}),
     "10,000 prompts": lambda s: s.post({"prompt": ["a"] * 10_000}),
     "a model with a path upwards": lambda s: s.post({"model": "../../etc/passwd"}),
+    "a model with a path upwards, the other slash": lambda s: s.post({"model": "tuned\\..\\..\\passwd"}),
+    "a model of 10 kB": lambda s: s.post({"model": "a" * 10_000}),
     "a model with a NUL": lambda s: s.post({"model": "demo\0.bin"}),
     "a model that is a list": lambda s: s.post({"model": ["demo"]}),
     "a turn before its class": lambda s: turn(s, b'{"priority": -1000}'),
@@ -236,6 +145,12 @@ ATTACKS: dict[str, Callable[[Server], Answer]] = {
     "more tokens than a minute holds": lambda s: s.post({"max_tokens": 501}, key=s.frugal),
     "a second request of a key that may have one": second,
 }
+
+
+def rows() -> list[tuple[str, int, str]]:
+    table = DOC.read_text().split("| --- | --- | --- |\n")[1].split("\n\n")[0]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    return [(what, int(status), code) for what, status, code in cells]
 
 
 @pytest.fixture(scope="module", params=["h11", "httptools"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -7,7 +8,16 @@ import httpx
 import pytest
 
 from serve.middleware.answer import ASGIApp, Receive, Scope, Send, refuse
-from serve.middleware.proxy import AGAIN_HEADER, AGAIN_VARIABLE, KEPT_BYTES, MARGIN_S, TIMEOUT_VARIABLE, Proxy, layers
+from serve.middleware.proxy import (
+    AGAIN_HEADER,
+    AGAIN_VARIABLE,
+    BODY_VARIABLE,
+    KEPT_BYTES,
+    MARGIN_S,
+    TIMEOUT_VARIABLE,
+    Proxy,
+    layers,
+)
 
 
 class Ray:
@@ -27,7 +37,7 @@ class Ray:
 
 
 async def ask(app: ASGIApp, path: str = "/v1/models", **headers: str) -> httpx.Response:
-    transport = httpx.ASGITransport(Proxy(app, 600))
+    transport = httpx.ASGITransport(Proxy(app, 600, 1000))
     async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
         return await client.get(path, headers={name.replace("_", "-"): value for name, value in headers.items()})
 
@@ -146,7 +156,7 @@ async def put(app: ASGIApp, body: bytes | list[bytes], is_again: bool = True, **
             yield piece
 
     clock = iter(range(0, 1000, 4))
-    transport = httpx.ASGITransport(Proxy(app, 600, is_again, lambda: next(clock)))
+    transport = httpx.ASGITransport(Proxy(app, 600, is_again=is_again, clock=lambda: next(clock)))
     async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
         content = body if isinstance(body, bytes) else pieces()
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -197,7 +207,7 @@ async def test_a_client_that_has_left_is_not_asked_for_again():
         while (await receive())["type"] != "http.disconnect":
             pass
 
-    await Proxy(app, 600, True)({"type": "http", "method": "POST", "path": "/x", "headers": []}, receive, send)
+    await Proxy(app, 600, is_again=True)({"type": "http", "method": "POST", "path": "/x", "headers": []}, receive, send)
     assert num_asked == 1
 
 
@@ -213,6 +223,39 @@ async def test_ready_does_not_wait_for_a_replica():
 def test_ray_serve_gets_its_layers(monkeypatch: pytest.MonkeyPatch, is_again: bool):
     monkeypatch.setenv(TIMEOUT_VARIABLE, "7.5")
     monkeypatch.setenv(AGAIN_VARIABLE, str(int(is_again)))
+    monkeypatch.setenv(BODY_VARIABLE, "1234")
     (layer,) = layers()
     assert layer.cls is Proxy
-    assert {"timeout_s": 7.5, "is_again": is_again}.items() <= layer.kwargs.items()
+    assert {"timeout_s": 7.5, "is_again": is_again, "max_body_bytes": 1234}.items() <= layer.kwargs.items()
+
+
+async def test_a_body_without_end_is_taken_in_no_further_than_it_is_read():
+    """Ray Serve reads as long as something comes, whether a replica has the request or none."""
+    num_read = 0
+
+    async def receive() -> Any:
+        nonlocal num_read
+        num_read += 1
+        return {"type": "http.request", "body": b"a" * 300, "more_body": True}
+
+    async def waiting(scope: Scope, receive: Receive, send: Send) -> None:
+        reading = asyncio.create_task(drain(receive))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        reading.cancel()
+        await refuse(send, 413, "too large")
+
+    async def drain(receive: Receive) -> None:
+        while True:
+            await receive()
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await Proxy(waiting, 600, 1000)({"type": "http", "path": "/v1/x", "headers": []}, receive, send)
+    assert (num_read, sent[0]["status"]) == (
+        4,
+        413,
+    )  # the first that goes beyond is seen, and shows that it is too long

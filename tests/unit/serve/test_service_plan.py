@@ -9,7 +9,7 @@ import pytest
 from conf import entry
 from conf.errors import UserError
 from conf.schema.engine import Device
-from conf.schema.serve import DeploymentSpec
+from conf.schema.serve import DeploymentSpec, ProxyForm
 from serve.cause import cause_of
 from serve.engine.arguments import api_argument_names
 from serve.plan import ServicePlan, check_room, make_plan
@@ -34,6 +34,10 @@ def plan(*words: str) -> ServicePlan:
         ({"host": ""}, "deployment.host"),
         ({"port": 0}, "deployment.port"),
         ({"port": 65536}, "deployment.port"),
+        ({"grpc_port": 0}, "deployment.grpc_port"),
+        ({"grpc_port": 8000}, "deployment.grpc_port"),
+        ({"grpc_port": 9000, "proxy": ProxyForm.direct}, "deployment.grpc_port needs deployment.proxy=plain"),
+        ({"grpc_port": 9000, "proxy": ProxyForm.auto}, "deployment.grpc_port needs deployment.proxy=plain"),
         ({"max_ongoing_requests": 0}, "deployment.max_ongoing_requests"),
         ({"max_queued_requests": -1}, "deployment.max_queued_requests"),
         ({"request_timeout_s": 0.0}, "deployment.request_timeout_s"),
@@ -110,6 +114,8 @@ def test_a_port_in_use_is_named():
         taken.listen()
         with pytest.raises(UserError, match=f"deployment.port={taken.getsockname()[1]}"):
             plan(f"deployment.port={taken.getsockname()[1]}")
+        with pytest.raises(UserError, match=f"deployment.grpc_port={taken.getsockname()[1]}"):
+            plan(f"deployment.grpc_port={taken.getsockname()[1]}")
 
 
 def test_a_model_without_a_name_is_called_like_its_folder(demo_model: Path):
