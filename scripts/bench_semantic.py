@@ -63,6 +63,17 @@ def embed(texts: list[str], url: str, model: str) -> Matrix:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
+def read_vectors(path: Path | None, texts: list[Text], url: str, model: str) -> Matrix:
+    """Returns what a former run has kept, or embeds and keeps."""
+    if path is not None and path.exists() and len(kept := np.load(path)) == len(texts):
+        return kept
+    vectors = embed([text.text for text in texts], url, model)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, vectors)
+    return vectors
+
+
 def interval(count: int, total: int) -> tuple[float, float]:
     """Wilson's interval of a rate, 95 %."""
     if total == 0:
@@ -82,18 +93,18 @@ def replay(texts: list[Text], cosines: Matrix, threshold: float) -> dict[str, An
         threshold: what counts as near.
     """
     labels = np.array([text.label for text in texts])
-    kept: list[int] = []
+    kept = np.zeros(len(texts), bool)
     right = wrong = possible = 0
     seen: set[str] = set()
     for at, text in enumerate(texts):
         possible += text.label in seen
         seen.add(text.label)
-        near = int(np.argmax(cosines[at, kept])) if kept else -1
-        if near >= 0 and cosines[at, kept[near]] >= threshold:
-            is_right = labels[kept[near]] == text.label
+        near = int(np.argmax(np.where(kept, cosines[at], -2)))
+        if kept[near] and cosines[at, near] >= threshold:
+            is_right = labels[near] == text.label
             right, wrong = right + bool(is_right), wrong + (not is_right)
         else:
-            kept.append(at)
+            kept[at] = True
     hits, total = right + wrong, len(texts)
     return {
         "threshold": threshold,
@@ -199,6 +210,7 @@ def main() -> None:
     parser.add_argument("--model", default="embed")
     parser.add_argument("--texts", type=Path, nargs="*", help="labelled JSON lines in place of the demo's texts")
     parser.add_argument("--more", type=Path, nargs="*", default=[], help="the same, beside the demo's texts")
+    parser.add_argument("--vectors", type=Path, help="a folder that keeps each set's vectors, for the next run")
     parser.add_argument("--max-text-chars", type=int, default=SemanticSpec().max_text_chars)
     parser.add_argument("--limit", type=float, default=0.01, help="wrong hits of all hits")
     parser.add_argument("--latency", type=int, default=0, metavar="N")
@@ -216,10 +228,8 @@ def main() -> None:
     }
     for name, texts in sets.items():
         texts = [text for text in texts if len(text.text) <= options.max_text_chars]
-        began = time.perf_counter()
-        vectors = embed([text.text for text in texts], options.url, options.model)
+        vectors = read_vectors(options.vectors and options.vectors / f"{name}.npy", texts, options.url, options.model)
         made = {"texts": len(texts), "labels": len({text.label for text in texts}), "dims": vectors.shape[1]}
-        made["texts_per_s"] = round(len(texts) / (time.perf_counter() - began))
         for is_guarded in (True, False):
             found = judge(texts, vectors, is_guarded, options.seed, options.limit)
             made["numbers guarded" if is_guarded else "numbers free"] = found
@@ -229,7 +239,7 @@ def main() -> None:
                 print(f"  {held['threshold']:.3f} recall {held['recall']} wrong/hits {held['wrong']}/{held['hits']}")
         result["sets"][name] = made
     if options.latency:
-        some = [text.text for text in sets[next(iter(sets))]][: options.latency]
+        some = [text.text for texts in sets.values() for text in texts][-options.latency :]
         result["latency"] = asyncio.run(bench_latency(some, options.url, options.model))
         print(json.dumps(result["latency"], indent=1))
     if options.out is not None:

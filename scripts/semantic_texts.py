@@ -39,7 +39,7 @@ def read_texts(path: Path) -> list[Text]:
     return texts
 
 
-def make_questions(seed: int = 7, num_products: int = 8, num_wordings: int = 6) -> list[Text]:
+def make_questions(seed: int = 7, num_products: int = 16, num_wordings: int = 8) -> list[Text]:
     """Questions as a help page answers them: the answer depends on intent and product alone. No text is there twice."""
     rng = random.Random(f"questions {seed}")
     phrases = load_phrases()
@@ -76,7 +76,6 @@ def make_tickets(seed: int = 7, num_cases: int = 4, num_wordings: int = 3) -> li
                     text = _ticket(own, intent, values)
                     label = f"{intent} {case} {changed}"
                     made[text] = Text(text=text, label=label, family=intent)
-    assert len(phrases["intents"]) > 1
     return list(made.values())
 
 

@@ -32,8 +32,8 @@ class SemanticSpec:
     """A longer message is not looked up. Embedding models read no more than so many tokens, often 256 or 512: of texts
     that are longer they compare the beginnings."""
     max_entries: int = 4096
-    """Requests that a replica can find again; the least recently used go first. Each takes half a kilobyte and, for each
-    dimension of the embedding, 4 bytes, at worst 16."""
+    """Requests that a replica can find again; the least recently used go first. Each takes half a kilobyte and
+    4 bytes, at worst 16, for each dimension of the embedding."""
     timeout_s: float = 0.25
     """How long a request waits for its embedding before it goes on without. After three failures in a row the endpoint
     is left alone for `cache.retry_after_s`."""
