@@ -139,7 +139,7 @@ def judge(texts: list[Text], vectors: Matrix, is_guarded: bool, seed: int, limit
     for place in range(len(THRESHOLDS) - 1, -1, -1):
         if halves[0][place]["wrong_of_hits"][0] > limit:
             break
-        chosen = place
+        chosen = place if halves[0][place]["hits"] else None  # of no hits none is wrong
     return {
         "chosen": None if chosen is None else THRESHOLDS[chosen],
         "calibrated_on": None if chosen is None else halves[0][chosen],
