@@ -24,7 +24,9 @@ class SemanticSpec:
     model: str = "embed"
     """What the endpoint calls the embedding model."""
     threshold: float = 0.95
-    """The cosine of two texts' embeddings from which on they are taken for the same question."""
+    """The cosine of two texts' embeddings from which on they are taken for the same question. Each embedding model has
+    its own; this one had no wrong hit in docs/benchmarks/semantic_cache.md with all-MiniLM-L6-v2 on questions, and many
+    where answers copy names."""
     numbers: bool = True
     """Never take texts for the same question that hold other numbers or identifiers, or hold them in another order:
     whatever stands between two spaces and has a digit."""
