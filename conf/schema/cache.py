@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from urllib.parse import urlsplit
 
 from conf.errors import UserError
+from conf.schema.semantic import SemanticSpec
 
 
 class CacheKind(Enum):
@@ -40,9 +41,10 @@ class CacheSpec:
     timeout_s: float = 0.1
     """How long a request waits for Redis before it goes on without."""
     retry_after_s: float = 2.0
-    """How long Redis is left alone after it failed three times in a row."""
+    """How long Redis, or the embedding model, is left alone after it failed three times in a row."""
     max_connections: int = 32
-    """Connections of a replica to Redis."""
+    """Connections of a replica to Redis, and to the embedding model."""
+    semantic: SemanticSpec = field(default_factory=SemanticSpec)
 
     def __post_init__(self) -> None:
         for key in ("ttl_s", "timeout_s", "retry_after_s"):
@@ -55,6 +57,8 @@ class CacheSpec:
             raise UserError(
                 f"cache.max_entry_bytes must be <= cache.max_bytes={self.max_bytes}, got {self.max_entry_bytes}"
             )
+        if self.semantic.enabled and self.kind is CacheKind.off:
+            raise UserError("cache.semantic.enabled needs cache.kind=memory or cache.kind=redis, got off")
         check_redis_url(self.url, "cache.url")
         if urlsplit(self.url).password:
             raise UserError("cache.url must hold no password: put the whole URL into the environment, MANTA_REDIS_URL")

@@ -75,7 +75,7 @@ def question(
     if is_stream not in (None, True, False) or not _is_plain_stream(asked if is_stream else {}):
         return None
     return Question(
-        key=_key(route, asked, fingerprint, tenant),
+        key=request_key(route, asked, fingerprint, tenant),
         route=route,
         is_stream=is_stream is True and route != EMBEDDINGS,
         has_usage=isinstance(options, dict) and options.get("include_usage") is True,
@@ -103,7 +103,15 @@ def answer_fingerprint(model: ModelSpec, engine: EngineSpec, version: str, api: 
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _key(route: str, asked: dict[str, Any], fingerprint: str, tenant: str | None) -> str:
+def request_key(route: str, asked: Mapping[str, Any], fingerprint: str, tenant: object) -> str:
+    """Returns 64 hex digits that change with whatever decides an answer, and with nothing else that clients send.
+
+    Args:
+        route: the path.
+        asked: the request.
+        fingerprint: see `answer_fingerprint`.
+        tenant: what else sets requests apart; JSON can hold it.
+    """
     decides = {
         name: value
         for name, value in asked.items()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import time
 from collections.abc import Callable
@@ -12,14 +11,12 @@ from typing import Protocol
 from cachetools import TTLCache
 
 from conf.schema.cache import CacheKind, CacheSpec, check_redis_url
+from serve.cache.rest import Rest
 
 _ENTRY_BYTES = 500
 """What an entry takes beside its key's and value's characters: 394 were measured with cachetools 8.0 on Python 3.11."""
 
 _PREFIX = "manta:1:"
-_FAILURES = 3
-
-_log = logging.getLogger(__name__)
 
 
 class Store(Protocol):
@@ -87,9 +84,7 @@ class RedisStore:
         from redis.backoff import NoBackoff
 
         self._spec = spec
-        self._clock = clock
-        self._num_failures = 0
-        self._resting_until = -float("inf")
+        self._rest = Rest("the cache's Redis", spec.retry_after_s, clock)
         pool = BlockingConnectionPool.from_url(
             url,
             max_connections=spec.max_connections,
@@ -121,20 +116,15 @@ class RedisStore:
         await self._redis.aclose()
 
     async def _ask(self, *command: str | bytes | int) -> object:
-        if self._clock() < self._resting_until:
+        if self._rest.is_on:
             return None
         try:
             async with asyncio.timeout(self._spec.timeout_s):
                 answered = await self._redis.execute_command(*command)
         except Exception as error:  # whatever is wrong with it, requests go on
-            self._num_failures += 1
-            if self._num_failures >= _FAILURES:
-                self._resting_until = self._clock() + self._spec.retry_after_s
-                _log.warning(
-                    "the cache's Redis fails (%s): left alone for %g s", type(error).__name__, self._spec.retry_after_s
-                )
+            self._rest.failed(error)
             return None
-        self._num_failures = 0
+        self._rest.succeeded()
         return answered
 
 

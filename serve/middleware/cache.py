@@ -1,7 +1,8 @@
 """Equal requests are computed once: an answer comes from the store, or from an equal request that is being computed.
 
 The answer's header ``x-manta-cache`` says which: ``hit`` (kept), ``shared`` (computed for another at this moment),
-``miss`` (computed for this one) or ``bypass`` (not to be kept, or ``Cache-Control: no-store``).
+``miss`` (computed for this one) or ``bypass`` (not to be kept, or ``Cache-Control: no-store``). With
+``cache.semantic.enabled`` it may be ``similar`` as well: see `serve.middleware.similar`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,16 @@ from serve.cache.entry import answer, events, make_entry, renew
 from serve.cache.key import ROUTES, Question, question
 from serve.cache.store import MemoryStore, Store, build_store
 from serve.middleware.flight import Answer, Flight
+from serve.middleware.similar import SAYS, SIMILARITY, Search, Similar
 
 _MAX_BODY_BYTES = 1 << 20
 """A longer body is passed on unread. Measured: the key of 1 MiB of text takes 6 ms of the event loop, of ids 36 ms."""
+
+_SHARED = (b"retry-after", SAYS, SIMILARITY)
+"""Headers that all get who waited for one answer."""
+
+_Lane = tuple[str, bool]
+"""A question's key, and whether a similar one's answer will do: who wants none joins none who might get it."""
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +53,9 @@ class Cache:
         self._store = store or build_store(spec) or MemoryStore(spec)
         self._spec = spec
         self._fingerprint = fingerprint
-        self._flights: dict[str, Flight] = {}
+        is_semantic = self._is_on and spec.semantic.enabled
+        self._similar = Similar(app, spec, fingerprint, self._kept) if is_semantic else None
+        self._flights: dict[_Lane, Flight] = {}
         self._running: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,7 +64,7 @@ class Cache:
         if not is_ours:
             await self.app(scope, receive, send)
             return
-        control = _cache_control(scope)
+        control = _words(scope, b"cache-control")
         if "no-store" in control:
             await self.app(scope, receive, _say("bypass", scope, send))
             return
@@ -64,22 +74,34 @@ class Cache:
             await self.app(scope, replay, _say("bypass", scope, send))
             return
         is_anew = "no-cache" in control
-        is_flying = not asked.is_stream and self._flying(asked) is not None  # a thousand at once do not ask the store
+        is_alike = self._similar is not None and not is_anew and "exact" not in _words(scope, b"x-manta-cache-match")
+        lane = (asked.key, is_alike)
+        is_flying = not asked.is_stream and self._flying(lane) is not None  # a thousand at once do not ask the store
         kept = None if is_anew or is_flying else await self._kept(asked)
         if kept is not None:
             await _send(_say("hit", scope, send), 200, *kept)
         elif asked.is_stream:  # another's answer would give it no token before the last one
-            await self.app(scope, replay, _say("miss", scope, send))
+            app = self._search(asked, scope, body) if is_alike else None
+            await (app or self.app)(scope, replay, _say("miss", scope, send))
         elif is_anew:
-            await self._wait(self._start(asked, scope, body), "miss", asked, scope, receive, send)
+            await self._wait(self._start(asked, scope, body, None), "miss", asked, scope, receive, send)
         else:
-            await self._fly(asked, scope, body, receive, send)
+            await self._fly(lane, asked, scope, body, receive, send)
 
     def _question(self, scope: Scope, body: bytes) -> Question | None:
-        tenant = scope.get("manta", {}).get("key") if self._spec.per_key else None
         return question(
-            _route(scope), body, fingerprint=self._fingerprint, tenant=tenant, is_sampled_kept=self._spec.sampled
+            _route(scope),
+            body,
+            fingerprint=self._fingerprint,
+            tenant=self._tenant(scope),
+            is_sampled_kept=self._spec.sampled,
         )
+
+    def _search(self, asked: Question, scope: Scope, body: bytes) -> Search | None:
+        return None if self._similar is None else self._similar.search(asked, body, self._tenant(scope))
+
+    def _tenant(self, scope: Scope) -> str | None:
+        return scope.get("manta", {}).get("key") if self._spec.per_key else None
 
     async def _kept(self, asked: Question) -> tuple[bytes, bytes] | None:
         """The body and its type."""
@@ -94,29 +116,33 @@ class Cache:
             _log.warning("the cache holds what is no answer (%s)", type(error).__name__)
             return None
 
-    def _flying(self, asked: Question) -> Flight | None:
-        flight = self._flights.get(asked.key)
+    def _flying(self, lane: _Lane) -> Flight | None:
+        flight = self._flights.get(lane)
         return None if flight is None or flight.is_given_up else flight
 
-    async def _fly(self, asked: Question, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
-        flight, status = self._flying(asked), "shared"
+    async def _fly(self, lane: _Lane, asked: Question, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        flight, status = self._flying(lane), "shared"
         if flight is None:
-            flight, status = self._start(asked, scope, body), "miss"
-            self._flights[asked.key] = flight
+            search = self._search(asked, scope, body) if lane[1] else None
+            flight, status = self._start(asked, scope, body, search), "miss"
+            self._flights[lane] = flight
 
             def leave(_: object) -> None:
-                if self._flights.get(asked.key) is flight:
-                    del self._flights[asked.key]
+                if self._flights.get(lane) is flight:
+                    del self._flights[lane]
 
             flight.task.add_done_callback(leave)
         await self._wait(flight, status, asked, scope, receive, send)
 
-    def _start(self, asked: Question, scope: Scope, body: bytes) -> Flight:
+    def _start(self, asked: Question, scope: Scope, body: bytes, search: Search | None) -> Flight:
         async def keep(given: Answer) -> None:
-            if given.status == 200 and (entry := make_entry(asked.route, given.body)) is not None:
+            is_own = search is None or not search.is_found
+            if is_own and given.status == 200 and (entry := make_entry(asked.route, given.body)) is not None:
                 await self._store.put(asked.key, entry)
+                if search is not None:
+                    search.remember()
 
-        flight = Flight(self.app, scope, body, keep)
+        flight = Flight(search or self.app, scope, body, keep)
         self._running.add(flight.task)  # the event loop alone would not keep it alive
         flight.task.add_done_callback(self._running.discard)
         return flight
@@ -132,7 +158,7 @@ class Cache:
             await say({"type": "http.response.start", "status": given.status, "headers": given.headers})
             await say({"type": "http.response.body", "body": given.body})
             return
-        kept = [(name, value) for name, value in given.headers if name.lower() == b"retry-after"]
+        kept = [(name, value) for name, value in given.headers if name.lower() in _SHARED]
         kind = next((value for name, value in given.headers if name.lower() == b"content-type"), b"application/json")
         await _send(say, given.status, renew(asked.route, given.body), kind, kept)
 
@@ -141,8 +167,8 @@ def _route(scope: Scope) -> str:
     return scope["path"].removeprefix(scope.get("root_path", ""))
 
 
-def _cache_control(scope: Scope) -> set[str]:
-    values = (value for name, value in scope["headers"] if name == b"cache-control")
+def _words(scope: Scope, header: bytes) -> set[str]:
+    values = (value for name, value in scope["headers"] if name == header)
     return {word.strip().lower() for value in values for word in value.decode("latin-1").split(",")}
 
 
@@ -169,12 +195,19 @@ async def _read(receive: Receive) -> tuple[bytes | None, Receive]:
 
 
 def _say(status: str, scope: Scope, send: Send) -> Callable[[Message], Awaitable[None]]:
-    """Returns a ``send`` that adds the header."""
-    scope.setdefault("manta", {})["cache"] = status
+    """Returns a ``send`` that adds the header, where the answer has none from `Search`."""
+    manta = scope.setdefault("manta", {})
+    manta["cache"] = status
 
     async def say(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message.get("headers", ()), (b"x-manta-cache", status.encode())]}
+            headers = list(message.get("headers", ()))
+            said = next((value for name, value in headers if name == SAYS), None)
+            if said is None:
+                headers.append((SAYS, status.encode()))
+            else:
+                manta["cache"] = said.decode()
+            message = {**message, "headers": headers}
         await send(message)
 
     return say
