@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conf.schema.service import AdmissionSpec
@@ -67,6 +67,7 @@ def observations() -> st.SearchStrategy[Observation]:
     )
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(observations(), st.floats(0.01, 5)), max_size=40))
 def test_never_more_than_the_window_and_never_while_an_interactive_request_waits(looks):
     admission, at_s = Admission(), 0.0
@@ -83,6 +84,7 @@ def test_never_more_than_the_window_and_never_while_an_interactive_request_waits
             assert admission.size == 0
 
 
+@settings(deadline=None)
 @given(st.lists(observations(), max_size=20))
 def test_a_look_that_was_judged_already_changes_nothing(looks):
     admission = Admission()
@@ -92,6 +94,7 @@ def test_a_look_that_was_judged_already_changes_nothing(looks):
         assert admit(admission, look, SPEC, number + POLL_S)[1] == admission
 
 
+@settings(deadline=None)
 @given(observations(), st.floats(0, 1000))
 def test_nothing_goes_where_nothing_is_known(look, window):
     old = Admission(window=window)
