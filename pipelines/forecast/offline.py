@@ -29,6 +29,7 @@ class OfflineWork:
 
     def page(self, engine: EngineSpec, looked_s: float) -> str:
         """Returns it for a person."""
+        rule = engine.service.admission.rule.value
         bad = ", ".join(f"{name} {rows:,}" for name, rows in self.bad.items())
         rows = [
             ("rows", f"{self.rows:,}", f"{self.sampled_rows:,} looked at"),
@@ -45,7 +46,7 @@ class OfflineWork:
                 *lines,
                 "",
                 f"  no device here; at most {engine.in_flight_rows:,} rows at the service at a time"
-                f" (engine.max_in_flight), admitted by engine.service.admission.rule={engine.service.admission.rule.value}",
+                f" (engine.max_in_flight), admitted by engine.service.admission.rule={rule}",
             ]
         )
 
