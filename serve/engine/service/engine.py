@@ -191,7 +191,7 @@ class ServiceEngine:
         if self._service.admission.rule is AdmissionRule.room:
             # a page may be a moment older than what is here: what was here then counts as well
             own = max(own, self._gate.held)
-            seen = None if self._page is None else _observation(self._page, before, own)
+            seen = None if self._page is None else _observation(self._page, before, own, self._service.priority > 0)
             _, self._admission = admit(self._admission, seen, self._service.admission, time.monotonic())
             if self._admission.is_urgent and self._service.admission.cancel:
                 self.called_back += self._gate.call_back()
@@ -203,9 +203,13 @@ class ServiceEngine:
             self._gate.resize(self._limit if is_open else self._admission.size)
 
 
-def _observation(page: Page, before: Page | None, own: int) -> Observation:
-    # a service that does not say whose its requests are: all but ours
-    interactive = max(0, page.running + page.waiting - own) if page.interactive is None else page.interactive
+def _observation(page: Page, before: Page | None, own: int, is_deferrable: bool) -> Observation:
+    if page.interactive is None:  # it does not say whose its requests are: all but ours
+        interactive = max(0, page.running + page.waiting - own)
+    elif is_deferrable:
+        interactive = page.interactive
+    else:  # without a priority, and without a key of class batch, ours are among them
+        interactive = max(0, page.interactive - max(0, own - page.deferrable))
     return Observation(
         at_s=page.at_s,
         replicas=page.replicas,
