@@ -157,8 +157,6 @@ class EngineSpec:
 
     def _check_service(self) -> None:
         """What another process computes has no sizes here."""
-        if self.service.url is None:
-            raise UserError("engine=service needs engine.service.url, say engine.service.url=http://127.0.0.1:8000")
         if self.sizing is not Sizing.given:
             raise UserError("engine.sizing=planned has no use with engine=service: the service has its sizes")
         for name in self.vllm:

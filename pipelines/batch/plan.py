@@ -86,8 +86,11 @@ def make_plan(job: BatchJob, now: float | None = None) -> Plan:
             raise UserError(
                 f"sampling.logprobs must be <= engine.vllm.max_logprobs={most}, got {job.sampling.logprobs}"
             )
-    if job.engine.kind is EngineKind.service and job.task is Task.score:
-        raise UserError("task=score has no use with engine=service: a service takes pairs as texts, a job has tokens")
+    if job.engine.kind is EngineKind.service:
+        if job.engine.service.url is None:
+            raise UserError("engine=service needs engine.service.url, say engine.service.url=http://127.0.0.1:8000")
+        if job.task is Task.score:
+            raise UserError("task=score has no use with engine=service: it takes pairs as texts, a job has tokens")
     job = replace(job, sampling=read_json_schema(job.sampling))
     max_model_len = context_tokens(config, job.engine.max_model_len)
     check_partition(config, job.engine.tensor_parallel_size, job.engine.pipeline_parallel_size)
