@@ -244,7 +244,7 @@ def test_a_full_service_says_so_in_openai_s_shape_and_when_to_come_again(seen: S
 
 def test_a_job_has_its_rows_answered_by_the_service_and_the_interactive_ones_go_on(seen: Seen, tickets: Path):
     out = tickets.parent / "out"
-    where = ["engine=service", f"engine.service.url={seen.service.url}", "engine.max_in_flight=32"]
+    where = ["engine=service", f"engine.service.url={seen.service.url}", "engine.max_in_flight=12"]
     words = ["model=demo", *where, "data=tickets", f"data.input={tickets}", f"output.path={out}"]
     job = start_verb("batch", *words, "sampling.max_tokens=48", environment={"MANTA_API_KEY": OTHER})
     interactive = []

@@ -113,6 +113,19 @@ def admit(admission: Admission, seen: Observation | None, spec: AdmissionSpec, n
     return max(0, admission.size - seen.own), admission
 
 
+def turned_away(admission: Admission, own: int, now: float) -> Admission:
+    """Returns what is to be remembered when the service has turned a row away, which it may do to others as well.
+
+    Args:
+        admission: what `admit` returned before.
+        own: rows that were at the service, with this one.
+        now: seconds, on the looks' clock.
+    """
+    window = min(admission.window, own * CUT)
+    ceiling = min(admission.ceiling, float(own + admission.interactive))
+    return replace(admission, window=window, turn=max(1.0, window), ceiling=ceiling, found_s=now)
+
+
 def _judged(admission: Admission, seen: Observation, spec: AdmissionSpec) -> Admission:
     a, at = replace(admission, is_urgent=False), seen.at_s
     if at - a.found_s >= spec.probe_s:
@@ -139,4 +152,4 @@ def _judged(admission: Admission, seen: Observation, spec: AdmissionSpec) -> Adm
     if seen.own >= int(window) - 1:  # what is not used says nothing about room
         window = max(window + 1, min(window * 2, a.turn))
     room = a.ceiling * (1 - spec.headroom_fraction) - seen.interactive
-    return replace(a, window=max(0.0, min(window, room)), stuck=0)
+    return replace(a, window=min(window, max(1.0, room)), stuck=0)  # one row does no harm, and finds out

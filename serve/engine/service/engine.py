@@ -15,7 +15,7 @@ from conf.schema.task import Task
 from serve.engine.errors import EngineDead, RequestRejected
 from serve.engine.in_flight import InFlight
 from serve.engine.protocol import EngineStats, Outcome, Request
-from serve.engine.service.admission import Admission, Observation, admit
+from serve.engine.service.admission import Admission, Observation, admit, turned_away
 from serve.engine.service.client import Busy, Client, Failed, Reply, TooLong, look, metrics
 from serve.engine.service.gate import Gate
 from serve.engine.service.saturation import Page, read_page, step_s
@@ -119,6 +119,9 @@ class ServiceEngine:
                 return outcome
             except Busy as error:
                 self._check()
+                now = time.monotonic()
+                if now >= self._quiet_until:  # of all that are turned away at once, the first
+                    self._admission = turned_away(self._admission, self._gate.held + 1, now)
                 await self._leave_alone(error.wait_s)
             except TooLong as error:
                 raise RequestRejected("answer_too_long", f"{error} (engine.service.max_answer_bytes)") from None

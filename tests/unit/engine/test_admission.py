@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conf.schema.service import AdmissionSpec
-from serve.engine.service.admission import Admission, Observation, admit
+from serve.engine.service.admission import Admission, Observation, admit, turned_away
 
 SPEC = AdmissionSpec()
 POLL_S = SPEC.poll_s
@@ -174,3 +174,17 @@ def test_slow_tokens_that_nobody_waits_for_do_not_matter():
     spec = AdmissionSpec(max_tpot_ms=40)
     _, admission = admit(Admission(window=10), seen(1.0, own=10, running=10, step_s=0.5), spec, 1.0)
     assert admission.size > 10
+
+
+def test_a_service_that_turns_rows_away_has_fewer_of_them_for_a_while():
+    server = Server(seats=512)
+    while server.look() < 64:
+        pass
+    held = server.own
+    server.admission = turned_away(server.admission, held, server.at_s)
+    sizes = [server.look() for _ in range(100)]
+    assert sizes[0] <= held / 2 + 1
+    assert max(sizes) <= held * (1 - SPEC.headroom_fraction)
+    for _ in range(int(SPEC.probe_s / POLL_S)):
+        server.look()
+    assert server.own > held
