@@ -50,7 +50,7 @@ def decide_device(engine: EngineSpec, cluster: ClusterSpec) -> Device:
     Raises:
         UserError: for CUDA on a machine without a GPU.
     """
-    if engine.kind is EngineKind.fake:
+    if engine.kind is not EngineKind.vllm:
         return Device.cpu
     gpus = local_devices()
     if engine.device is not Device.auto:

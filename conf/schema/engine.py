@@ -7,13 +7,15 @@ from enum import Enum
 from typing import Any
 
 from conf.errors import UserError
+from conf.schema.service import ServiceSpec
 
 
 class EngineKind(Enum):
-    """Which adapter answers."""
+    """Which adapter answers: vLLM in the replica, a ``service`` that runs elsewhere, or nothing but a ``fake``."""
 
     vllm = "vllm"
     fake = "fake"
+    service = "service"
 
 
 class Device(Enum):
@@ -118,10 +120,13 @@ class EngineSpec:
     """Environment variables of the replicas. Not for secrets: it is kept in the job's record."""
     vllm: dict[str, Any] = field(default_factory=dict)
     """Passed to vLLM's engine arguments under vLLM's own names."""
+    service: ServiceSpec = field(default_factory=ServiceSpec)
     fault: FaultSpec = field(default_factory=FaultSpec)
 
     def __post_init__(self) -> None:
         _replicas(self.num_replicas)
+        if self.kind is EngineKind.service:
+            self._check_service()
         for key in ("tensor_parallel_size", "pipeline_parallel_size", "engines_per_device", "max_num_seqs"):
             if getattr(self, key) < 1:
                 raise UserError(f"engine.{key} must be >= 1, got {getattr(self, key)}")
@@ -150,6 +155,15 @@ class EngineSpec:
                 f"engine.num_replicas={self.num_replicas} must be a number where a replica lies on several nodes"
                 " (engine.vllm.distributed_executor_backend=ray)"
             )
+
+    def _check_service(self) -> None:
+        """What another process computes has no sizes here."""
+        if self.sizing is not Sizing.given:
+            raise UserError("engine.sizing=planned has no use with engine=service: the service has its sizes")
+        for name in self.vllm:
+            raise UserError(f"engine.vllm.{name} has no use with engine=service: the service was started without it")
+        if self.world_size > 1 or self.engines_per_device > 1:
+            raise UserError("engine=service has no devices: leave the engine's sizes at 1")
 
     @property
     def min_replicas(self) -> int:

@@ -17,7 +17,7 @@ import traceback
 import uuid
 from collections.abc import Callable
 from concurrent.futures import wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -74,6 +74,8 @@ class Replica:
     max_attempts: int
     is_redrive: bool
     ordering: Ordering
+    api_key: str | None = field(default=None, repr=False)
+    """Of the service, where that is the engine."""
 
 
 class Infer:
@@ -199,7 +201,7 @@ class Infer:
         """Starts the engine, and gives up where the job ends meanwhile."""
         r = self._replica
         starting = asyncio.run_coroutine_threadsafe(
-            start_engine(r.model, r.engine, r.device, r.max_model_len, r.share, r.task), self._loop
+            start_engine(r.model, r.engine, r.device, r.max_model_len, r.share, r.task, r.api_key), self._loop
         )
         deadline = time.monotonic() + r.engine.start_timeout_s
         while not starting.done():

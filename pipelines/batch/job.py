@@ -13,8 +13,9 @@ from cluster.connect import connect, keep_logs
 from cluster.terminal import divert_output, interruptible, scratch_folder
 from conf.errors import UserError
 from conf.schema.batch import BatchJob
-from conf.schema.engine import Device, Sizing
+from conf.schema.engine import Device, EngineKind, Sizing
 from conf.schema.output import OutputFormat
+from conf.schema.service import API_KEY
 from pipelines.batch.desk import ON_HEAD, start_claims
 from pipelines.batch.monitor import JobState, now
 from pipelines.batch.openai_part import join_parts
@@ -57,6 +58,8 @@ def run_plan(plan: Plan, find_work: Callable[[Plan], Work]) -> int:
     Raises:
         UserError: for the user's mistake.
     """
+    if plan.job.engine.kind is EngineKind.service:
+        _check_service(plan.job)
     began = now() - plan.seconds
     lost = threading.Event()
     try:
@@ -84,6 +87,15 @@ def run_plan(plan: Plan, find_work: Callable[[Plan], Work]) -> int:
     if shown := result.first_rows():
         print(f"\nfirst rows:\n{shown}")
     return result.exit_code
+
+
+def _check_service(job: BatchJob) -> None:
+    import asyncio
+
+    from serve.engine.service.client import check_service
+
+    service = job.engine.service
+    asyncio.run(check_service(service, service.model or job.model.name, os.environ.get(API_KEY)))
 
 
 def _run_leased(plan: Plan, work: Work, run_id: str, lost: threading.Event, began: float) -> Result:

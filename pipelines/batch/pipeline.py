@@ -15,7 +15,8 @@ from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from conf.schema.engine import Device
+from conf.schema.engine import Device, EngineKind
+from conf.schema.service import API_KEY
 from pipelines.batch.commit import Sink
 from pipelines.batch.identify import Identity, identify
 from pipelines.batch.infer import Infer, Replica
@@ -119,6 +120,7 @@ def build_pipeline(
         max_attempts=job.batch.max_attempts,
         is_redrive=work.is_redrive,
         ordering=ordering,
+        api_key=os.environ.get(API_KEY) if engine.kind is EngineKind.service else None,
     )
     sink = Sink(
         folder=plan.output,

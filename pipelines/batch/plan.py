@@ -88,6 +88,11 @@ def make_plan(job: BatchJob, now: float | None = None) -> Plan:
             raise UserError(
                 f"sampling.logprobs must be <= engine.vllm.max_logprobs={most}, got {job.sampling.logprobs}"
             )
+    if job.engine.kind is EngineKind.service:
+        if job.engine.service.url is None:
+            raise UserError("engine=service needs engine.service.url, say engine.service.url=http://127.0.0.1:8000")
+        if job.task is Task.score:
+            raise UserError("task=score has no use with engine=service: it takes pairs as texts, a job has tokens")
     job = replace(job, sampling=read_json_schema(job.sampling))
     max_model_len = context_tokens(config, job.engine.max_model_len)
     check_partition(config, job.engine.tensor_parallel_size, job.engine.pipeline_parallel_size)
@@ -169,8 +174,8 @@ def _decides(job: BatchJob, fingerprint: str, kind: OutputFormat) -> dict[str, A
 def _engine_fingerprint(job: BatchJob, model: str) -> str:
     """A model's fingerprint, and what of the engine changes its answers: equal keys must mean equal answers."""
     engine = {name: value for name, value in job.engine.vllm.items() if name in _DECIDE}
-    if not engine and job.engine.kind is EngineKind.vllm:
-        return model
+    if not engine and job.engine.kind is not EngineKind.fake:
+        return model  # also of a service: whoever names it vouches that it has this model
     text = json.dumps([model, job.engine.kind.value, engine], sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from conf.errors import UserError
 from conf.schema.batch import BatchJob
-from conf.schema.engine import Device
+from conf.schema.engine import Device, EngineKind
 from pipelines.batch.plan import Plan, absolute, make_plan, on_device
 from pipelines.forecast.efficiency import key_of, look_up
 from pipelines.forecast.forecast import Forecast, make_forecast
 from pipelines.forecast.lengths import answer_lengths
+from pipelines.forecast.offline import OfflineWork, offline_work
 from pipelines.forecast.page import page
 from pipelines.forecast.sample import take_sample
 from pipelines.forecast.target import hardware_of, size_of
@@ -31,11 +33,17 @@ def run(job: BatchJob) -> int:
         UserError: for what `manta batch` would refuse, and for a model that does not fit on the devices.
     """
     began = time.monotonic()
-    forecast = forecast_job(absolute(job))
+    if job.engine.kind is EngineKind.service:
+        plan = make_plan(absolute(job))
+        sample = take_sample(plan, job.plan)
+        forecast = offline_work(sample, answer_lengths(plan, sample))
+    else:
+        forecast = forecast_job(absolute(job))
     looked = time.monotonic() - began
     text = json.dumps({**forecast.plain(), "looked_s": looked}, indent=2, ensure_ascii=False)
     place = job.plan.json_file
-    print(text if place == "-" else page(forecast, job.engine, looked))
+    for_person = forecast.page if isinstance(forecast, OfflineWork) else partial(page, forecast)
+    print(text if place == "-" else for_person(job.engine, looked))
     if place is not None and place != "-":
         try:
             Path(place).expanduser().write_text(text + "\n", encoding="utf-8")

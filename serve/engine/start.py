@@ -15,6 +15,7 @@ async def start_engine(
     max_model_len: int,
     share: int = 1,
     task: Task = Task.generate,
+    api_key: str | None = None,
 ) -> Engine:
     """Starts an engine in this process and returns it, ready.
 
@@ -25,6 +26,7 @@ async def start_engine(
         max_model_len: the context in tokens.
         share: engines that share this machine's cores.
         task: what its requests ask for; an engine does one task.
+        api_key: of the service, where that is the engine.
 
     Raises:
         EngineDead: when it does not start.
@@ -37,6 +39,12 @@ async def start_engine(
         engine = FakeEngine(spec, max_model_len, decode, task, model.adapters)
         await engine.start()
         return engine
+    if spec.kind is EngineKind.service:
+        from serve.engine.service.engine import ServiceEngine
+
+        service = ServiceEngine(model, spec, max_model_len, task, api_key)
+        await service.start()
+        return service
     from serve.engine.vllm import start_vllm
 
     return await start_vllm(model, spec, device, share, task)

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 
@@ -61,13 +62,14 @@ class Observe:
             await self.app(scope, receive, send)
             return
         headers, request_id, trace_id = identify(scope["headers"])
-        manta = {"request_id": request_id, "trace_id": trace_id}
+        manta: dict[str, Any] = {"request_id": request_id, "trace_id": trace_id}
         # shared by the copies that inner layers make: vLLM leaves there what a request used
         scope = {**scope, "headers": headers, "manta": manta, "state": dict(scope.get("state") or {})}
-        watch = _Watch(send, request_id.encode(), self._clock)
+        watch = _Watch(send, request_id.encode(), self._clock, manta)
         self._tally.in_flight.inc()
         if any(name == AGAIN_HEADER for name, _ in headers):
             self._tally.again.inc()
+        self._tally.held.add(watch)
         try:
             await self.app(scope, receive, watch.send)
         except Exception as error:
@@ -80,6 +82,7 @@ class Observe:
                 await refuse(watch.send, 500, "The request failed.", "server_error", "internal_error")
         finally:
             self._tally.in_flight.dec()
+            self._tally.held.discard(watch)
             self._note(scope, watch)
 
     def _note(self, scope: Scope, watch: _Watch) -> None:
@@ -112,14 +115,25 @@ class Observe:
 class _Watch:
     """Sees an answer pass."""
 
-    def __init__(self, send: Send, request_id: bytes, clock: Callable[[], float]) -> None:
-        self._send, self._request_id, self._clock = send, request_id, clock
+    def __init__(self, send: Send, request_id: bytes, clock: Callable[[], float], manta: dict[str, Any]) -> None:
+        self._send, self._request_id, self._clock, self._manta = send, request_id, clock, manta
         self.came_at = clock()
         self.first_at: float | None = None
         self._last_at = self.came_at
         self.status = 499
         self.is_begun = self.is_ended = self.is_stream = False
         self._error = bytearray()
+
+    @property
+    def priority(self) -> int | None:
+        """See `Held.priority`."""
+        return self._manta.get("priority") if "body" in self._manta else None
+
+    def first_wait_s(self) -> float:
+        """See `Held.first_wait_s`."""
+        body = self._manta.get("body")
+        is_waiting = self.first_at is None and isinstance(body, dict) and body.get("stream") is True
+        return self._clock() - self.came_at if is_waiting else 0.0
 
     async def send(self, message: Message) -> None:
         """Passes a message on; the first one with the request's id."""

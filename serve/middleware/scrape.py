@@ -14,8 +14,9 @@ from prometheus_client.registry import Collector
 from serve.middleware.answer import ASGIApp, Receive, Scope, Send, answer, refuse
 
 PATH = "/metrics"
-KEPT_S = 1.0
-"""For so long a page is given again: however often it is asked for, replicas are asked once a second."""
+KEPT_S = 0.25
+"""For so long a page is given again: however often it is asked for, replicas are asked four times a second. Jobs that
+work in the gaps follow it, and must hear of a rise within a second."""
 
 Families = list[Metric]
 

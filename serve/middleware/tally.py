@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import Metric
@@ -20,6 +21,19 @@ _TPOT_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.4, 1
 _DURATION_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
 
 
+class Held(Protocol):
+    """A request that has not ended."""
+
+    @property
+    def priority(self) -> int | None:
+        """Its turn, vLLM's: 0 is interactive, more is later; null where its body has not come yet."""
+        ...
+
+    def first_wait_s(self) -> float:
+        """How long it has waited for the first token of its stream; 0 where it has come, or there is no stream."""
+        ...
+
+
 class Tally:
     """Counts in a registry of its own. Labels have few values: routes, models, names of keys, classes of status."""
 
@@ -30,6 +44,17 @@ class Tally:
         self._registry = registry = CollectorRegistry(auto_describe=False)
         self.in_flight = Gauge("manta_requests_in_flight", "Requests that the replica holds.", registry=registry)
         self.again = Counter("manta_requests_again", "Requests whose first replica was lost.", registry=registry)
+        self.held: set[Held] = set()
+        """Requests that have not ended; looked at when figures are asked for."""
+        self._held = Gauge(
+            "manta_requests_held", "Requests for the model, by whose turn it is.", ("priority",), registry=registry
+        )
+        self._first_wait = Gauge(
+            "manta_first_token_wait_seconds",
+            "How long the stream has waited that has waited longest for its first token.",
+            ("priority",),
+            registry=registry,
+        )
         self._requests = Counter(
             "manta_requests", "Requests that have ended.", ("route", "status", "key"), registry=registry
         )
@@ -106,4 +131,8 @@ class Tally:
 
     def families(self) -> list[Metric]:
         """Returns what was counted so far."""
+        for name in ("interactive", "batch"):
+            held = [one for one in self.held if one.priority is not None and (one.priority > 0) == (name == "batch")]
+            self._held.labels(name).set(len(held))
+            self._first_wait.labels(name).set(max((one.first_wait_s() for one in held), default=0.0))
         return list(self._registry.collect())

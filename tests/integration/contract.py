@@ -21,6 +21,7 @@ from contract_bench import CONTEXT, GREEDY, ROOT, Bench
 from conf.schema.engine import Device, EngineKind, EngineProcess, EngineSpec
 from conf.schema.model import ModelSpec
 from conf.schema.sampling import SamplingSpec
+from conf.schema.service import ServiceSpec
 from serve.engine.errors import EngineDead
 from serve.engine.prompt import load_renderer
 from serve.engine.protocol import Completion, Rejection, Request
@@ -138,13 +139,19 @@ GRAMMAR_CHECKS = _checks_in(vars(contract_grammar))
 CHECKS = {**_checks_in(vars(contract_samples)), **GRAMMAR_CHECKS, **_checks_in(globals())}  # close is last
 
 
-async def run_contract(fields: dict) -> dict:
-    """Starts an engine and runs all checks."""
+async def run_contract(fields: dict, api_key: str | None = None) -> dict:
+    """Starts an engine and runs all checks.
+
+    Args:
+        fields: of the engine's node.
+        api_key: of the service, where that is the engine.
+    """
     fields = {**fields, "kind": EngineKind[fields.pop("kind")], "process": EngineProcess[fields.pop("process", "auto")]}
     device = Device[fields.pop("device", "cpu")]
+    fields["service"] = ServiceSpec(**fields.get("service", {}))
     spec = EngineSpec(**{"max_num_seqs": 16, "max_in_flight": 24, "max_model_len": CONTEXT, **fields})
     model = ModelSpec(path=str(ROOT / "demo" / "model"))
-    engine = await start_engine(model, spec, device, CONTEXT)
+    engine = await start_engine(model, spec, device, CONTEXT, api_key=api_key)
     bench = Bench(engine, load_renderer(model, CONTEXT, None))
     greedy = {
         o.request_id: o.text

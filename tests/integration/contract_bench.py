@@ -32,5 +32,11 @@ class Bench:
 
         return isinstance(self.engine, FakeEngine)
 
+    @property
+    def is_remote(self) -> bool:
+        from serve.engine.service.engine import ServiceEngine
+
+        return isinstance(self.engine, ServiceEngine)
+
     async def ask(self, *requests: Request) -> list[Outcome]:
         return [outcome async for outcome in self.engine.generate(requests)]

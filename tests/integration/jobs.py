@@ -36,6 +36,13 @@ def start(*words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
 
 
+def start_verb(*words: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """Any verb, with more in its environment."""
+    line = [sys.executable, "-m", "conf.cli", *words]
+    env = {**ENVIRONMENT, **(environment or {})}
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
 def questions(path: Path, rows: int, text: str = "How many legs have {} spiders?") -> Path:
     path.write_text("".join(json.dumps({"question": text.format(i), "n": i}) + "\n" for i in range(rows)))
     return path

@@ -59,6 +59,15 @@ def test_dry_run_of_a_batch_is_a_plan(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (tmp_path / "out").exists()
 
 
+def test_a_plan_for_a_service_needs_neither_it_nor_devices(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    table = questions(tmp_path / "in.jsonl", 30)
+    words = ["model=demo", f"data.input={table}", "data.prompt={{ question }}", "engine=service"]
+    assert main(["plan", *words, "engine.service.url=http://127.0.0.1:9", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["rows"], found["bad_rows"]) == (30, 0)
+    assert found["prompt_tokens"] > 30
+
+
 def test_answers_that_nothing_ends_are_as_long_as_they_may_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     table = questions(tmp_path / "in.jsonl", 30)
     words = ["model=demo", f"data.input={table}", "data.prompt={{ question }}", "sampling.max_tokens=20", "--json"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
@@ -17,6 +18,9 @@ import openai
 import pytest
 from calls import Client
 from collector import collecting
+from conftest import read_answers
+from contract import run_contract
+from jobs import start_verb
 from load import load, wrong
 from prometheus_client.parser import text_string_to_metric_families
 from services import Service, free_port, serving
@@ -40,7 +44,7 @@ class Seen:
     num_pages: int = 0
 
     def look(self) -> str:
-        """Fetches a page that is made from now on: each replica keeps one for a second, and counts those fetched."""
+        """Fetches a page that is made from now on: each replica keeps one for a moment, and counts those fetched."""
         before = self.num_pages
         self.text = self.page()
         while self.total("manta_requests_total", route="/metrics", status="2xx") < before:
@@ -243,6 +247,37 @@ def test_a_full_service_says_so_in_openai_s_shape_and_when_to_come_again(seen: S
             assert answer.json()["error"]["code"] == "overloaded"
             assert int(answer.headers["retry-after"]) >= 1
             assert answer.headers["x-request-id"]
+
+
+def test_a_job_has_its_rows_answered_by_the_service_and_the_interactive_ones_go_on(seen: Seen, tickets: Path):
+    out = tickets.parent / "out"
+    where = ["engine=service", f"engine.service.url={seen.service.url}", "engine.max_in_flight=12"]
+    words = ["model=demo", *where, "data=tickets", f"data.input={tickets}", f"output.path={out}"]
+    job = start_verb("batch", *words, "sampling.max_tokens=48", environment={"MANTA_API_KEY": OTHER})
+    interactive = []
+    while job.poll() is None:
+        interactive.append(seen.client.post(TEXT, json={**SHORT, "stream": True}))
+        time.sleep(0.2)
+    said = job.communicate()
+    assert job.returncode == 0, said
+    assert {answer.status_code for answer in interactive} == {200}
+    answers = read_answers(out)
+    assert len(answers) == 40
+    assert all(answer["text"] for answer in answers)
+    seen.look()
+    assert seen.total("manta_completion_tokens_total", key="environment-2") >= sum(
+        a["completion_tokens"] for a in answers
+    )
+    assert seen.total("manta_requests_held") == 0
+    assert not [path for path in out.rglob("*") if path.is_file() and OTHER.encode() in path.read_bytes()]
+
+
+@pytest.mark.slow
+def test_the_service_keeps_the_engines_contract(seen: Seen):
+    service = {"url": seen.service.url, "model": "demo"}
+    said = asyncio.run(run_contract({"kind": "service", "service": service}, api_key=SECRET))
+    failures = {name: failure for name, failure in said["checks"].items() if failure is not None}
+    assert not failures, "\n".join(failures.values())
 
 
 def test_what_the_proxy_says_by_itself_tells_nothing_of_the_service(seen: Seen):

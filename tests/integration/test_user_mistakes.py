@@ -110,3 +110,25 @@ def test_a_table_that_has_the_output_column_already(
 ) -> None:
     table.write_text(json.dumps({"question": "why", "output": "because"}))
     assert "set output.prefix" in refused(capsys, *words(tmp_path, table))
+
+
+def test_a_service_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path, table: Path) -> None:
+    where = {"engine": "service", "engine.service.url": "http://127.0.0.1:9"}
+    line = refused(capsys, *words(tmp_path, table, **where))
+    assert "engine.service.url=http://127.0.0.1:9: nothing answers there" in line
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({}, "needs engine.service.url"),
+        ({"engine.sizing": "planned"}, "engine.sizing=planned"),
+        ({"engine.vllm.seed": "1"}, "engine.vllm.seed"),
+        ({"task": "score"}, "task=score"),
+    ],
+)
+def test_what_a_service_has_no_use_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, table: Path, changes: dict[str, str], says: str
+) -> None:
+    url = {"engine.service.url": "http://127.0.0.1:9"} if changes else {}
+    assert says in refused(capsys, *words(tmp_path, table, engine="service", **url, **changes))

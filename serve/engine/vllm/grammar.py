@@ -21,20 +21,30 @@ def grammar(spec: SamplingSpec) -> Any:
     """Returns vLLM's StructuredOutputsParams, or None where the answer is free.
 
     Raises:
-        RequestRejected: for what is no grammar by itself; the rest is for vLLM to say.
+        RequestRejected: see `grammar_fields`.
     """
-    if not has_grammar(spec):
+    fields = grammar_fields(spec)
+    if not fields:
         return None
     from vllm.sampling_params import StructuredOutputsParams
 
+    return StructuredOutputsParams(**fields)
+
+
+def grammar_fields(spec: SamplingSpec) -> dict[str, Any]:
+    """Returns the fields of vLLM's StructuredOutputsParams; none where the answer is free.
+
+    Raises:
+        RequestRejected: for what is no grammar by itself; the rest is for vLLM to say.
+    """
     if spec.json_schema is not None:
         check_schema(spec.json_schema)
-        return StructuredOutputsParams(json=spec.json_schema)
+        return {"json": spec.json_schema}
     if spec.regex is not None:
         if "\x00" in spec.regex:  # 0.26 gives it to the compiler, which is C++ and cannot take it
             raise RequestRejected("bad_grammar", "the regular expression has a NUL character")
-        return StructuredOutputsParams(regex=spec.regex)
-    return StructuredOutputsParams(choice=list(spec.choice))
+        return {"regex": spec.regex}
+    return {"choice": list(spec.choice)} if spec.choice else {}
 
 
 def check_schema(text: str) -> None:

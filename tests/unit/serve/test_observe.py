@@ -179,6 +179,34 @@ async def test_a_client_that_leaves_is_written_down(tmp_path: Path, is_begun: bo
     assert seen.value("manta_requests_in_flight") == 0
 
 
+@pytest.mark.parametrize("is_stream, is_begun, wait_s", [(True, False, 3.0), (True, True, 0.0), (False, False, 0.0)])
+@pytest.mark.parametrize("priority, whose", [(0, "interactive"), (100, "batch")])
+async def test_who_is_held_and_waits_for_a_first_token_is_told_by_whose_turn_it_is(
+    tmp_path: Path, is_stream: bool, is_begun: bool, wait_s: float, priority: int, whose: str
+):
+    waits = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert seen.value("manta_requests_held") == 0  # its body has not come
+        scope["manta"] |= {"body": {"stream": is_stream}, "priority": priority}
+        if is_begun:
+            headers = [(b"content-type", b"text/event-stream")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": b"data: x\n\n", "more_body": True})
+        waits.set()
+        await asyncio.Event().wait()
+
+    seen = Seen(tmp_path, app)
+    task = asyncio.create_task(seen.app(scope(), None, ignore))  # type: ignore[arg-type]
+    await waits.wait()
+    seen.clock.now_s += 3
+    assert (seen.value("manta_requests_held"), seen.value("manta_requests_held", priority=whose)) == (1, 1)
+    assert seen.value("manta_first_token_wait_seconds", priority=whose) == wait_s
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert seen.value("manta_requests_held") == seen.value("manta_first_token_wait_seconds") == 0
+
+
 def scope(path: str = CHAT, *headers: tuple[bytes, bytes]) -> Scope:
     return {"type": "http", "method": "POST", "path": path, "headers": list(headers), "query_string": b""}
 
