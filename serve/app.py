@@ -18,6 +18,7 @@ from conf.errors import UserError
 from conf.schema.engine import Device
 from conf.schema.serve import ProxyForm, ServeJob
 from conf.schema.task import Task
+from serve.batch_jobs import running_batches, set_own_key
 from serve.cause import root_cause
 from serve.detached import read_job, start_detached
 from serve.plan import ServicePlan, check_room, make_plan
@@ -57,6 +58,7 @@ def run_saved(words: list[str]) -> int:
 
 def _run(job: ServeJob) -> int:
     folder = services_folder(os.environ)
+    set_own_key(job.batches, os.environ)
     with claimed(folder, job.deployment.name):
         plan = make_plan(job)
         post = Post(folder=folder, state=_first_state(plan))
@@ -117,7 +119,8 @@ def _serve(plan: ServicePlan, scratch: Path, terminal: TextIO, post: Post) -> bo
                 if is_ready := service.start():
                     say(_greeting(plan, time.monotonic() - began))
                     post.tell(Phase.ready)
-                    _watch(service, interrupted, post, say)
+                    with running_batches(lambda: service.plan, connection.address):
+                        _watch(service, interrupted, post, say)
                     post.tell(Phase.draining)
                     say("draining (again to stop at once)")
             finally:

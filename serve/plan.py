@@ -14,6 +14,7 @@ from cluster.connect import decide_device
 from conf.errors import UserError
 from conf.schema.engine import Device, EngineKind, Sizing
 from conf.schema.serve import DeploymentSpec, ProxyForm, ServeJob
+from serve.batches.shelf import Shelf
 from serve.engine.adapters import check_adapters
 from serve.engine.arguments import check_api_arguments, check_engine_arguments
 from serve.engine.capability import check_task, overridden
@@ -102,7 +103,12 @@ def make_plan(job: ServeJob, is_update: bool = False) -> ServicePlan:
     device = decide_device(engine, job.cluster)
     access = replace(job.access, keys_file=str(keys_path(job.access.keys_file, os.environ).absolute()))
     logs = Path(job.deployment.logs or f"out/serve-{job.deployment.name}").expanduser().absolute()
-    job = replace(job, model=model, access=access, deployment=replace(job.deployment, logs=str(logs)))
+    batches = job.batches
+    if batches.path is not None:
+        folder = Path(batches.path).expanduser().absolute()
+        Shelf(folder)
+        batches = replace(batches, path=str(folder))
+    job = replace(job, model=model, access=access, batches=batches, deployment=replace(job.deployment, logs=str(logs)))
     return ServicePlan(
         job=job,
         device=device,

@@ -49,7 +49,7 @@ class Replica:
         )
         app = wrapped(Scrape(self._api.app, self._gather), self._layers)
         log = RequestLog(request_log_path()) if job.deployment.log_requests else None
-        return Observe(Routes(app, self._is_ready), self._tally, log)
+        return Observe(Routes(app, self._is_ready, job.batches.path is not None), self._tally, log)
 
     async def families(self) -> Named:
         """This replica's name, and what it and its engine have counted; for whichever replica is scraped."""

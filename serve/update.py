@@ -22,8 +22,8 @@ from serve.state import Outcome, Phase, Post, ServiceState, UpdateReport, read_o
 POLL_S = 0.25
 HEAR_S = 30.0
 """Seconds that a service may take to hear of an update."""
-FIXED = ("deployment.host", "deployment.port", "deployment.proxy", "deployment.request_timeout_s", "cluster")
-"""Keys that hold for a service's whole life: its proxy and its cluster have them."""
+FIXED = ("deployment.host", "deployment.port", "deployment.proxy", "deployment.request_timeout_s", "cluster", "batches")
+"""Keys that hold for a service's whole life: its proxy, its cluster and its batches have them."""
 IGNORED = ("deployment.detach", "deployment.update", "deployment.logs")
 """Keys that say nothing of what runs."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from conf.errors import UserError
 from conf.schema.access import AccessSpec
+from conf.schema.batches import BatchesSpec
 from conf.schema.cache import CacheSpec
 from conf.schema.cluster import ClusterSpec
 from conf.schema.engine import EngineSpec
@@ -114,4 +115,5 @@ class ServeJob:
     deployment: DeploymentSpec = field(default_factory=DeploymentSpec)
     access: AccessSpec = field(default_factory=AccessSpec)
     cache: CacheSpec = field(default_factory=CacheSpec)
+    batches: BatchesSpec = field(default_factory=BatchesSpec)
     router: RouterSpec = field(default_factory=RouterSpec)
