@@ -32,6 +32,8 @@ class Connection:
     resources: dict[str, float]
     """All that it has, by Ray's names."""
     start_s: float
+    address: str
+    """Where other processes on this machine join it."""
     logs: Path | None
     """Where the local cluster's logs are; null where it is not ours."""
 
@@ -107,6 +109,7 @@ def connect(spec: ClusterSpec, num_cpus: int, scratch: Path) -> Iterator[Connect
         yield Connection(
             resources=dict(ray.cluster_resources()),
             start_s=time.monotonic() - began,
+            address=context.address_info["gcs_address"],  # type: ignore[union-attr]
             logs=session / "logs" if spec.address is None else None,
         )
     finally:

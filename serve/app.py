@@ -17,6 +17,7 @@ from cluster.terminal import divert_output, interruptible, scratch_folder
 from conf.errors import UserError
 from conf.schema.serve import ProxyForm, ServeJob
 from conf.schema.task import Task
+from serve.batch_jobs import running_batches, set_own_key
 from serve.cause import root_cause
 from serve.detached import read_job, start_detached
 from serve.ensemble import Ensemble
@@ -61,6 +62,7 @@ def run_saved(words: list[str]) -> int:
 
 def _run(job: ServeJob, build: Build = build_replicas) -> int:
     folder = services_folder(os.environ)
+    set_own_key(job.batches, os.environ)
     with claimed(folder, job.deployment.name):
         plan = make_plan(job)
         post = Post(folder=folder, state=_first_state(plan))
@@ -120,7 +122,8 @@ def _serve(plan: ServicePlan, scratch: Path, terminal: TextIO, post: Post, build
                 if is_ready := service.start():
                     say(_greeting(plan, time.monotonic() - began))
                     post.tell(Phase.ready)
-                    _watch(service, interrupted, post, say)
+                    with running_batches(lambda: service.plan, connection.address):
+                        _watch(service, interrupted, post, say)
                     post.tell(Phase.draining)
                     say("draining (again to stop at once)")
             finally:

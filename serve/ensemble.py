@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import replace
 
+from serve.begin import begin
 from serve.catalogue import HEAR_S, publish
 from serve.plan import ServicePlan, catalogue_of
-from serve.service import POLL_S, Build, Service, ServiceFailed, ServiceLost, begin, build_replicas
+from serve.service import POLL_S, Build, Service, ServiceFailed, ServiceLost, build_replicas
 from serve.state import Replicas
 
 

@@ -11,7 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from conf.errors import UserError
-from serve.keys import Key, digest, read_keys
+from serve.keys import Key, Priority, digest, read_keys
+
+OWN_VARIABLE = "MANTA_BATCH_KEY"
 
 _MAX_KEY_BYTES = 512
 _NOBODY = digest(b"")
@@ -25,6 +27,14 @@ def environment_keys(environ: Mapping[str, str], now: datetime) -> list[Key]:
         Key(id=f"environment-{number}", name=f"environment-{number}", sha256=digest(word.encode()), created=now)
         for number, word in enumerate(filter(None, words), 1)
     ]
+
+
+def own_keys(environ: Mapping[str, str], now: datetime) -> list[Key]:
+    """Returns the key of the service's own batches, where it has any: ``MANTA_BATCH_KEY`` is set by `manta serve`."""
+    secret = environ.get(OWN_VARIABLE)
+    if not secret:
+        return []
+    return [Key(id="batches", name="batches", sha256=digest(secret.encode()), created=now, priority=Priority.batch)]
 
 
 class KeyRing:

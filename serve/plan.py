@@ -19,6 +19,7 @@ from conf.schema.autoscale import AutoscalePolicy, AutoscaleSpec
 from conf.schema.engine import Device, EngineKind, Sizing
 from conf.schema.serve import DeploymentSpec, ProxyForm, ServeJob
 from conf.schema.task import Task
+from serve.batches.shelf import Shelf
 from serve.catalogue import Catalogue, Entry, app_of
 from serve.engine.adapters import check_adapters
 from serve.engine.arguments import check_api_arguments, check_engine_arguments
@@ -146,6 +147,12 @@ def make_plan(job: ServeJob, is_update: bool = False) -> ServicePlan:
     first, *others = [
         replace(part, share=sum(each.job.engine.max_replicas for each in parts.values())) for part in parts.values()
     ]
+    if others and any(part.job.engine.min_replicas == 0 for part in parts.values()):
+        raise UserError(
+            "engine.num_replicas must be 1 at least with deployment.models: a model that sleeps wakes by itself only"
+        )
+    if others and job.deployment.grpc_port is not None:
+        raise UserError("deployment.grpc_port has no use with deployment.models: gRPC reaches one model")
     models = {other.key: replace(job.deployment.models[other.key], model=other.job.model) for other in others}
     whole = replace(first.job, deployment=replace(first.job.deployment, models=models))
     return replace(first, job=whole, others=tuple(others))
@@ -171,7 +178,12 @@ def _plan_model(job: ServeJob, key: str) -> ServicePlan:
     device = decide_device(engine, job.cluster)
     access = replace(job.access, keys_file=str(keys_path(job.access.keys_file, os.environ).absolute()))
     logs = Path(job.deployment.logs or f"out/serve-{job.deployment.name}").expanduser().absolute()
-    job = replace(job, model=model, access=access, deployment=replace(job.deployment, logs=str(logs)))
+    batches = job.batches
+    if batches.path is not None:
+        folder = Path(batches.path).expanduser().absolute()
+        Shelf(folder)
+        batches = replace(batches, path=str(folder))
+    job = replace(job, model=model, access=access, batches=batches, deployment=replace(job.deployment, logs=str(logs)))
     return ServicePlan(
         job=job,
         device=device,

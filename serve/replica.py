@@ -77,7 +77,8 @@ class Replica(Calls):
         logging.getLogger("ray.serve").info(f"started in {self._start_s:.1f} s; {self._speed}")
         log = RequestLog(request_log_path()) if job.deployment.log_requests else None
         self._lost = Lost(app, lambda: api.is_dead, lambda: os._exit(1))
-        self.rpc_app = Observe(Routes(self._lost, self._is_ready), self._tally, log)
+        routes = Routes(self._lost, self._is_ready, job.batches.path is not None)
+        self.rpc_app = Observe(routes, self._tally, log)
         return self.rpc_app if app_name() == job.deployment.name else unprefixed(self.rpc_app)
 
     async def _start(self) -> VllmApi:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from conf.errors import UserError
 from conf.schema.serve import ProxyForm
 from serve.catalogue import prefix_of
 from serve.cause import cause_of
 from serve.gate import build_gate
-from serve.middleware.proxy import CALLBACK, MARGIN_S, environment
 from serve.plan import ServicePlan
 from serve.replica import Replica
 from serve.router.ingress import behind_router
-from serve.rpc.method import ADDRESS_VARIABLE, APPLICATION_VARIABLE, CALLS_PATH, LAYERS_PATH
 from serve.scaling import scaling_options
 from serve.size import Size, forget_size, read_size
 from serve.state import Replicas
@@ -39,32 +35,6 @@ class ServiceFailed(Exception):
 
 class ServiceLost(ServiceFailed):
     """An update failed, and the former configuration does not start again."""
-
-
-def begin(plan: ServicePlan) -> None:
-    """Starts Ray Serve, with one proxy on this host's address only.
-
-    Raises:
-        UserError: when the cluster serves already.
-    """
-    import ray.serve as rayserve
-
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    if rayserve.status().proxies:
-        raise UserError(f"cluster.address={plan.job.cluster.address}: Ray Serve runs there already")
-    spec = plan.job.deployment
-    variables = environment(plan.app, spec.request_timeout_s, plan.form, plan.job.access.max_body_bytes)
-    timeout_s, grpc = spec.request_timeout_s + MARGIN_S, None
-    if plan.grpc_address is not None:
-        grpc = {"port": spec.grpc_port, "grpc_servicer_functions": [CALLS_PATH], "enable_reflection": False}
-        grpc["request_timeout_s"] = timeout_s
-        variables |= {ADDRESS_VARIABLE: plan.grpc_address, APPLICATION_VARIABLE: plan.app, CALLBACK: LAYERS_PATH}
-    rayserve.start(
-        proxy_location="HeadOnly",
-        http_options={"host": spec.host, "port": spec.port, "request_timeout_s": timeout_s},
-        grpc_options=grpc,
-        controller_options={"runtime_env": {"env_vars": variables}},
-    )
 
 
 def build_replicas(plan: ServicePlan, surge_percent: int, kind: type = Replica) -> Any:

@@ -25,9 +25,9 @@ HEAR_S = 30.0
 """Seconds that a service may take to hear of an update."""
 FIXED = (
     *("deployment.host", "deployment.port", "deployment.grpc_port", "deployment.proxy", "deployment.request_timeout_s"),
-    *("access.max_body_bytes", "cluster"),
+    *("access.max_body_bytes", "cluster", "batches"),
 )
-"""Keys that hold for a service's whole life: its proxy and its cluster have them."""
+"""Keys that hold for a service's whole life: its proxy, its cluster and its batches have them."""
 IGNORED = ("deployment.detach", "deployment.update", "deployment.logs")
 """Keys that say nothing of what runs."""
 

@@ -10,6 +10,7 @@ from typing import Any
 from conf.errors import UserError
 from conf.schema.access import AccessSpec
 from conf.schema.autoscale import AutoscaleSpec
+from conf.schema.batches import BatchesSpec
 from conf.schema.cache import CacheSpec
 from conf.schema.cluster import ClusterSpec
 from conf.schema.engine import EngineSpec
@@ -138,6 +139,7 @@ class ServeJob:
     access: AccessSpec = field(default_factory=AccessSpec)
     autoscale: AutoscaleSpec = field(default_factory=AutoscaleSpec)
     cache: CacheSpec = field(default_factory=CacheSpec)
+    batches: BatchesSpec = field(default_factory=BatchesSpec)
     router: RouterSpec = field(default_factory=RouterSpec)
 
     def of(self, key: str) -> ServeJob:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
 from conf.schema.access import AccessSpec
 from serve.keyring import KeyRing
 from serve.keys import Key, Limits
 from serve.middleware.answer import ASGIApp, Message, Receive, Refused, Scope, Send, refuse_with
-from serve.middleware.body import CLOSE, JSON, Gone, admit, read_body, replay, too_large
+from serve.middleware.body import CLOSE, FORM, JSON, Gone, admit, read_body, replay, too_large
 from serve.middleware.header import media_type, read_headers, with_length
 from serve.middleware.limiter import Account, Ticket, Wait
 from serve.middleware.usage import Usage
@@ -23,8 +23,9 @@ _ANYBODY = Key(id="", name="open", sha256="", created=datetime.fromtimestamp(0, 
 class Access:
     """The outermost policy. It leaves in scope["manta"]:
 
-    ``key`` (name), ``priority`` (vLLM's number), ``body`` (the parsed JSON, where it is JSON) and ``reserve`` (sets
-    tokens aside; for `Measure`, which does the rest for other formats and leaves ``usage`` and ``status``).
+    ``key`` (name), ``owner`` (the same for the same secret, whatever its name), ``priority`` (vLLM's number), ``body``
+    (the parsed JSON, where it is JSON) and ``reserve`` (sets tokens aside; for `Measure`, which does the rest for other
+    formats and leaves ``usage`` and ``status``).
 
     What is counted is counted in this process.
     """
@@ -36,6 +37,7 @@ class Access:
         keys: KeyRing,
         media_types: Collection[str] = (),
         clock: Callable[[], float] = time.monotonic,
+        uploads: Mapping[str, int] | None = None,
     ) -> None:
         """Wraps ``app``.
 
@@ -46,9 +48,12 @@ class Access:
             media_types: types of bodies beside JSON, which something inside turns into JSON and hands to `Measure`;
                 others are refused, because what they hold could not be checked.
             clock: seconds; never goes back.
+            uploads: paths to which forms are sent, and the most bytes of each: what stands inside reads them as they
+                come, and bounds how long that takes.
         """
         self.app, self._spec, self._keys, self._clock = app, spec, keys, clock
         self._media_types = {JSON, *media_types}
+        self._uploads = dict(uploads or {})
         self._defaults = Limits(
             requests_per_min=spec.requests_per_min,
             tokens_per_min=spec.tokens_per_min,
@@ -68,7 +73,7 @@ class Access:
         ticket: Ticket | None = None
         try:
             headers = read_headers(scope["headers"], self._spec.max_header_bytes)
-            _check_framing(scope["method"], headers, self._spec.max_body_bytes)
+            _check_framing(scope["method"], headers, self._uploads.get(scope["path"], self._spec.max_body_bytes))
             if scope["path"] in _PUBLIC and scope["method"] in ("GET", "HEAD"):
                 await self.app(scope, receive, send)
                 return
@@ -118,7 +123,7 @@ class Access:
     ) -> tuple[Scope, Receive]:
         """Reads and checks the body; what goes on is what was checked."""
         manta = scope["manta"]
-        manta["key"], manta["priority"] = key.name, key.priority.number
+        manta["key"], manta["priority"], manta["owner"] = key.name, key.priority.number, key.sha256 or key.name
 
         def reserve(tokens: int) -> None:
             now = self._clock()
@@ -126,7 +131,8 @@ class Access:
                 raise _too_many(wait, ticket.account.headers(ticket.limits, now))
 
         manta["reserve"] = reserve
-        if scope["method"] in _BODILESS:
+        is_upload = scope["path"] in self._uploads and media_type(scope["headers"]) == FORM
+        if scope["method"] in _BODILESS or is_upload:
             return scope, receive
         raw = await read_body(receive, self._spec.max_body_bytes, self._spec.body_timeout_s)
         if not raw:

@@ -12,7 +12,9 @@ import msgspec
 from conf.schema.access import AccessSpec
 from serve.middleware.answer import Message, Receive, Refused
 
-JSON = "application/json"
+JSON, FORM = "application/json", "multipart/form-data"
+FORM_BYTES = 64 << 10
+"""What a form may have beside its file."""
 BYTES_PER_TOKEN = 4
 ASSUMED_ANSWER_TOKENS = 256
 """Reserved for an answer whose length the request leaves open."""

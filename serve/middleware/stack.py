@@ -9,14 +9,17 @@ from importlib import import_module
 from typing import Any
 
 from conf.schema.access import AccessSpec
+from conf.schema.batches import BatchesSpec
 from conf.schema.serve import ServeJob
 from serve.cache.key import answer_fingerprint
-from serve.keyring import KeyRing, environment_keys
+from serve.keyring import KeyRing, environment_keys, own_keys
 from serve.keys import Key, keys_path
 from serve.middleware.access import Access
 from serve.middleware.answer import ASGIApp
+from serve.middleware.body import FORM_BYTES
 from serve.middleware.measure import Measure
 from serve.middleware.negotiation import Negotiation
+from serve.middleware.routes import FILES
 from serve.wire.formats import MEDIA_TYPES
 
 Layer = tuple[str, dict[str, Any]]
@@ -24,8 +27,8 @@ Layer = tuple[str, dict[str, Any]]
 
 
 def middleware_of(job: ServeJob, engine_version: str) -> list[Layer]:
-    """Returns the layers of a job, from the outside to the inside: access, deadline, response cache. Around them are
-    `Observe` and `Routes`.
+    """Returns the layers of a job, from the outside to the inside: access, batches, formats, deadline, response cache.
+    Around them are `Observe` and `Routes`.
 
     Args:
         job: the service; its paths are absolute.
@@ -39,29 +42,39 @@ def middleware_of(job: ServeJob, engine_version: str) -> list[Layer]:
     keys = environment_keys(os.environ, datetime.now(UTC))
     if not job.access.open:
         KeyRing(keys_path(job.access.keys_file, os.environ), keys).check()
+    keys += own_keys(os.environ, datetime.now(UTC))
     fingerprint = answer_fingerprint(job.model, job.engine, engine_version, job.deployment.vllm)
+    kept: list[Layer] = []
+    if job.batches.path is not None:
+        kept = [("serve.batches.layer:Batches", {"spec": job.batches})]
     return [
-        ("serve.middleware.stack:make_access", {"spec": job.access, "keys": keys}),
+        ("serve.middleware.stack:make_access", {"spec": job.access, "keys": keys, "batches": job.batches}),
+        *kept,
+        ("serve.middleware.stack:make_formats", {"spec": job.access}),
         ("serve.middleware.deadline:Deadline", {"timeout_s": job.deployment.request_timeout_s}),
         ("serve.middleware.cache:Cache", {"spec": job.cache, "fingerprint": fingerprint}),
     ]
 
 
-def make_access(app: ASGIApp, spec: AccessSpec, keys: Sequence[Key]) -> Access:
-    """Puts both halves of the policy around an app, and the formats between them.
-
-    The key file is read here, where it is looked at again.
+def make_access(app: ASGIApp, spec: AccessSpec, keys: Sequence[Key], batches: BatchesSpec) -> Access:
+    """Puts the outer half of the policy around an app. The key file is read here, where it is looked at again.
 
     Args:
         app: what stands inside.
         spec: limits, and where the key file is.
         keys: those of the driver's environment.
+        batches: whether files are sent, and how long they may be.
 
     Raises:
         UserError: when the key file cannot be read.
     """
-    inner = Negotiation(Measure(app, spec), spec)
-    return Access(inner, spec, KeyRing(keys_path(spec.keys_file, os.environ), keys), MEDIA_TYPES)
+    uploads = {} if batches.path is None else {FILES: batches.max_file_bytes + FORM_BYTES}
+    return Access(app, spec, KeyRing(keys_path(spec.keys_file, os.environ), keys), MEDIA_TYPES, uploads=uploads)
+
+
+def make_formats(app: ASGIApp, spec: AccessSpec) -> Negotiation:
+    """Puts the formats around an app, and the inner half of the policy within them, where all bodies are JSON."""
+    return Negotiation(Measure(app, spec), spec)
 
 
 def wrapped(app: ASGIApp, layers: Sequence[Layer]) -> ASGIApp:

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import Metric
 
 from serve.middleware.record import Record
-from serve.middleware.routes import EXPOSED
+from serve.middleware.routes import EXPOSED, kept_route
 
 OTHER = "other"
 """The label of what a client made up: a path, a model, a cause that there is none of."""
@@ -90,7 +90,7 @@ class Tally:
 
     def route(self, path: str) -> str:
         """Returns the label of a path."""
-        return path if path in EXPOSED else OTHER
+        return path if path in EXPOSED else kept_route(path) or OTHER
 
     def model(self, name: object) -> str | None:
         """Returns the label of what a request names as its model; null where it names none."""

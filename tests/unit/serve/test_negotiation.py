@@ -19,8 +19,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from conf.schema.access import AccessSpec
+from conf.schema.batches import BatchesSpec
 from serve.middleware.accept import Accept
-from serve.middleware.stack import make_access
+from serve.middleware.stack import make_access, make_formats
 from serve.wire import api_generated, api_pb2, flatbuffer
 from serve.wire.formats import EMBEDDINGS, MEDIA_TYPES, Format
 from serve.wire.shape import shape_of
@@ -51,7 +52,7 @@ def service(folder: Path, spec: AccessSpec = PLAIN_SPEC) -> httpx.AsyncClient:
     routes = [Route(path, chat, methods=["POST"]) for path in (CHAT, "/v1/completions", "/v1/responses")]
     routes += [Route(EMBEDDINGS, embed, methods=["POST"]), Route("/classify", odd, methods=["POST"])]
     spec.keys_file = str(folder / "keys.json")
-    app = make_access(Starlette(routes=routes), spec, ())
+    app = make_access(make_formats(Starlette(routes=routes), spec), spec, (), BatchesSpec())
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here")  # type: ignore[arg-type]
 
 

@@ -110,6 +110,6 @@ def test_a_service_asks_who_is_there_and_remembers_its_answers(tmp_path: Path, m
         middleware_of(entry.compose("serve", "model=demo", "access.open=true", "deployment.host=0.0.0.0"), "1")
     monkeypatch.setenv("MANTA_API_KEYS", "secret")
     layers = middleware_of(entry.compose("serve", "model=demo", "cache=off"), "1")
-    assert [path.split(":")[1] for path, _ in layers] == ["make_access", "Deadline", "Cache"]
+    assert [path.split(":")[1] for path, _ in layers] == ["make_access", "make_formats", "Deadline", "Cache"]
     assert "secret" not in repr(layers)
     wrapped(Echo(), layers)

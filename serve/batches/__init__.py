@@ -1,0 +1,1 @@
+"""Batches over HTTP: what clients send is kept in a folder, and run as jobs of `manta batch`."""
