@@ -169,7 +169,7 @@ def _greeting(plan: ServicePlan, seconds: float) -> str:
     key = "" if plan.job.access.open else '-H "Authorization: Bearer $KEY" '
     lines = [
         f"ready after {seconds:.0f} s at {plan.url}/v1",
-        "  models  " + "\n          ".join(models),
+        f"  models  {models}",
         *([f"  grpc    {plan.grpc_address}"] if plan.grpc_address else []),
         f"  logs    {plan.logs}",
         f"  try     curl {plan.url}/{path} {key}-H 'Content-Type: application/json' -d '{body}'",

@@ -7,6 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from cluster.replica_port import listen_on_this_node
 from serve.middleware.answer import error_body
 from serve.rpc.call import Calls
 
@@ -21,6 +22,7 @@ class Gate(Calls):
 
     def __init__(self, *behind: Any) -> None:
         """Args: the replicas, where they are in the same application; nothing is asked of them."""
+        listen_on_this_node()
 
     async def __call__(self, request: Request) -> Response:
         """Refuses every request but /health, which asks whether anybody is there."""

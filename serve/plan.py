@@ -147,10 +147,10 @@ def make_plan(job: ServeJob, is_update: bool = False) -> ServicePlan:
     first, *others = [
         replace(part, share=sum(each.job.engine.max_replicas for each in parts.values())) for part in parts.values()
     ]
-    if others and any(part.job.engine.min_replicas == 0 for part in parts.values()):
-        raise UserError(
-            "engine.num_replicas must be 1 at least with deployment.models: a model that sleeps wakes by itself only"
-        )
+    for part in parts.values():
+        if others and part.job.engine.min_replicas == 0:
+            said = f"engine.num_replicas must be 1 at least with deployment.models, got {part.job.engine.num_replicas}"
+            raise UserError(_below(part.key, said) if part.key else said)
     if others and job.deployment.grpc_port is not None:
         raise UserError("deployment.grpc_port has no use with deployment.models: gRPC reaches one model")
     models = {other.key: replace(job.deployment.models[other.key], model=other.job.model) for other in others}

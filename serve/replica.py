@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 
+from cluster.replica_port import listen_on_this_node
 from conf.schema.engine import Device
 from conf.schema.serve import ServeJob
 from conf.schema.task import Task
@@ -43,6 +44,7 @@ class Replica(Calls):
         share: engines that share a machine's cores.
         layers: the middleware; see `middleware_of`.
         """
+        listen_on_this_node()
         self._job = job
         self._device = device
         self._share = share

@@ -40,8 +40,8 @@ class _Job:
     """A batch's process."""
 
     process: subprocess.Popen[bytes] | None = None
-    is_told: bool = False
-    """Whether it was told to end."""
+    told_at: float | None = None
+    """When it was told to end; once more, and it ends at once."""
     num_failures: int = 0
     rest_until: float = 0.0
     num_done: int = 0
@@ -110,9 +110,10 @@ class Runner:
             code = job.process.poll() if job.process is not None else None
             if job.process is not None and code is None:
                 self._count(batch)
-                if (is_late or batch["status"] == "cancelling") and not job.is_told:
+                is_over = is_late or batch["status"] == "cancelling"
+                if is_over and (job.told_at is None or self._now() - job.told_at > LEAVE_S):
                     job.process.send_signal(signal.SIGINT)
-                    job.is_told = True
+                    job.told_at = self._now()
             elif batch["status"] == "cancelling" or is_late:
                 self._finish(owner, batch, "expired" if is_late else "cancelled")
             elif code in DONE or batch["status"] == "finalizing":
@@ -156,7 +157,7 @@ class Runner:
                 env=dict(self._environment),
                 start_new_session=True,  # a terminal's Ctrl-C is the service's, which tells its jobs
             )
-        job.is_told = False
+        job.told_at = None
 
     def _go_on(self, owner: str, batch: Object, job: _Job, code: int | None) -> None:
         """Starts a job again that ended too soon, or that a former service began."""

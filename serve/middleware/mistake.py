@@ -31,6 +31,8 @@ def shape_errors(app: Starlette) -> None:
     for bug in _BUGS:
         app.add_exception_handler(bug, _stumble)
     app.add_exception_handler(Exception, _fail)
+    if app.middleware_stack is not None:  # made already, of the handlers that there were
+        app.middleware_stack = app.build_middleware_stack()
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

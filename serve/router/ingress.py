@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import replace
 from typing import Any
 
+from cluster.replica_port import listen_on_this_node
 from conf.schema.router import RouterSpec
 from serve.router.choose import Capacity
 from serve.router.flights import Event, Flights
@@ -52,6 +53,7 @@ class RouterIngress:
         self._target = target
         self._capacity = capacity
         self._known: dict[str, Capacity] = {}
+        listen_on_this_node()
 
     async def __serve_build_asgi_app__(self) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
         """Begins to watch the replicas and returns the app."""

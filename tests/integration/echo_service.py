@@ -88,7 +88,9 @@ def main() -> None:
             if form is ProxyForm.direct:
                 application = behind_router(application, "replica", job.router, 64)
             options = {"host": "127.0.0.1", "port": port, "request_timeout_s": 8}
-            options_of_controller = {"runtime_env": {"env_vars": environment("manta", 8, form)}}
+            options_of_controller = {
+                "runtime_env": {"env_vars": environment("manta", 8, form) if form is ProxyForm.plain else {}}
+            }
             rayserve.start(proxy_location="HeadOnly", http_options=options, controller_options=options_of_controller)
             rayserve.run(application, name="manta")
             print("ready", flush=True)

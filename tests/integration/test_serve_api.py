@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -284,7 +285,8 @@ def test_a_client_that_leaves_frees_the_engine(service: Service):
 def test_nothing_that_its_own_openapi_allows_or_forbids_breaks_it(service: Service, num_examples: int):
     statuses = fuzz_operations(service.url, num_examples)
     assert set(statuses) <= EXPOSED
-    assert statuses["/v1/completions"].keys() >= {200, 400}
+    answered = sum(statuses.values(), Counter())
+    assert answered.keys() >= {200, 400}
     assert httpx.get(f"{service.url}/ready").status_code == 200
 
 

@@ -263,7 +263,7 @@ def test_a_job_has_its_rows_answered_by_the_service_and_the_interactive_ones_go_
     assert {answer.status_code for answer in interactive} == {200}
     answers = read_answers(out)
     assert len(answers) == 40
-    assert all(answer["text"] for answer in answers)
+    assert all(answer["output"] for answer in answers)
     seen.look()
     assert seen.total("manta_completion_tokens_total", key="environment-2") >= sum(
         a["completion_tokens"] for a in answers
@@ -311,7 +311,8 @@ def test_a_call_that_is_refused_has_grpc_s_status_and_no_internals(seen: Seen, i
             failed = who.refused(is_stream, **{**SHORT, **change})
             assert failed.code == code
             assert cause in (None, failed.cause)
-            assert not any(word in failed.details for word in ("Traceback", "Replica", "/", "127.0.0.1", "ray"))
+            inner = ("Traceback", "Replica", "127.0.0.1", "site-packages", "ray::")
+            assert not any(word in failed.details for word in inner), failed.details
         assert client.refused(is_stream, **{**SHORT, "prompt": "x" * (5 << 20)}).code == "RESOURCE_EXHAUSTED"
         assert client.lists_applications() == "UNIMPLEMENTED"
 
@@ -332,7 +333,7 @@ async def test_a_dead_engine_costs_no_answer_and_its_streams_end_with_an_error(s
 
     base = f"{seen.service.url}/v1"
     async with openai.AsyncOpenAI(base_url=base, api_key=SECRET, max_retries=0, timeout=120) as client:
-        outcomes = await load(client, 96, 32, kill)
-        broken = [(outcome.is_stream, type(outcome.error)) for outcome in outcomes if outcome.error is not None]
-        assert set(broken) <= {(True, openai.APIError)}  # an event of the stream
+        outcomes = await load(client, 96, 20, kill)  # one replica and the queue have room for them
+        broken = Counter((outcome.is_stream, repr(outcome.error)) for outcome in outcomes if outcome.error is not None)
+        assert all(is_stream and said.startswith("APIError") for is_stream, said in broken), broken  # a stream's event
         assert await wrong(client, outcomes) == []

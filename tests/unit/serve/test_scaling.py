@@ -42,11 +42,11 @@ def test_the_last_report_of_each_replica_is_heard_with_its_age():
 
 
 def test_a_fixed_number_of_replicas_is_no_affair_of_a_policy():
-    assert scaling_options(job("engine.num_replicas=3"), 3) == {"num_replicas": 3}
+    assert scaling_options(job("engine.num_replicas=3"), "manta", 3) == {"num_replicas": 3}
 
 
 def test_ray_serve_gets_bounds_without_delays_of_its_own_and_a_policy_that_it_can_make():
-    options = scaling_options(job("engine.num_replicas=0..4", "autoscale=slo", "autoscale.ttft_target_s=3"), 2)
+    options = scaling_options(job("engine.num_replicas=0..4", "autoscale=slo", "autoscale.ttft_target_s=3"), "manta", 2)
     config = options["autoscaling_config"]
     assert (config.min_replicas, config.initial_replicas, config.max_replicas) == (0, 2, 4)
     assert (config.upscale_delay_s, config.downscale_delay_s, config.downscale_to_zero_delay_s) == (0, 0, 0)
@@ -61,7 +61,9 @@ class Fleet:
     def __init__(self, *words: str) -> None:
         self.now_s, self.target, self.told = 1000.0, 1, []
         self.counts = {"arrived": 0.0, "prompt_tokens": 0.0, "in_flight": 0.0}
-        config = scaling_options(job("engine.num_replicas=0..4", "autoscale=tokens", *words), 1)["autoscaling_config"]
+        config = scaling_options(job("engine.num_replicas=0..4", "autoscale=tokens", *words), "manta", 1)[
+            "autoscaling_config"
+        ]
         self.scaler = Scaler(**config.policy.policy_kwargs, tell=self._hear, clock=lambda: self.now_s)
 
     def _hear(self, name: str, size: Size) -> None:

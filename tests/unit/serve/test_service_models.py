@@ -61,7 +61,7 @@ def test_paths_of_further_models_are_absolute_and_survive_a_file(demo_model: Pat
             "deployment.models.b.model and",
         ),
         ([*TWO, f"{SMALL}.engine=fake"], f"{SMALL}.engine.kind must be vllm"),
-        ([*TWO, f"{SMALL}.engine.num_replicas=1..2"], f"{SMALL}.engine.num_replicas must be a number"),
+        ([*TWO, f"{SMALL}.engine.num_replicas=0..2"], f"{SMALL}.engine.num_replicas must be 1 at least"),
         ([*TWO, f"{SMALL}.task=classify"], f"{SMALL}.task=classify"),
         ([*TWO, f"{SMALL}.engine.vllm.max_modellen=3"], f"{SMALL}.engine.vllm.max_modellen"),
         ([*TWO, f"{SMALL}.vllm.api_key=x"], f"{SMALL}.vllm.api_key"),
