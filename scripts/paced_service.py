@@ -38,7 +38,7 @@ TPOT_S = 0.2
 class PacedApi:
     """Stands in for `VllmApi`."""
 
-    kv_tokens = 0
+    kv_tokens, is_dead = 0, False
 
     def __init__(self, spec: ReplicaSpec) -> None:
         self._spec = spec

@@ -25,6 +25,8 @@ HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 2.0, 30.0
 LEAVE_S = 15.0
 """Seconds that Ray Serve may take to end replicas beyond `deployment.drain_s`."""
 REPLICA = "replica"
+_MAKING = threading.Lock()
+"""Ray Serve makes an application in one thread at a time: it marks modules for its pickler, and unmarks them."""
 Build = Callable[[ServicePlan, int], Any]
 """Makes replicas; see `build_replicas`."""
 
@@ -129,9 +131,9 @@ class Service:
             ServiceFailed: when they do not become ready; the old ones go on.
         """
         try:
-            is_ready = self._deploy(self._made(plan, surge_percent), plan)
+            is_ready = self._deploy(lambda: self._made(plan, surge_percent), plan)
         except ServiceFailed:
-            self._deploy(self._made(self.plan, surge_percent), self.plan)
+            self._deploy(lambda: self._made(self.plan, surge_percent), self.plan)
             raise
         if is_ready:
             self.plan = plan
@@ -169,10 +171,10 @@ class Service:
             rayserve.delete(self._name, _blocking=False)
         else:
             if self._is_open:
-                self._run(build_gate(self._made(self.plan, 0)))
+                self._run(lambda: build_gate(self._made(self.plan, 0)))
                 self._wait_for_queue()
             self._is_open = False
-            self._run(build_gate())
+            self._run(build_gate)
         forget_size(self._name)
         deadline = time.monotonic() + self.plan.job.deployment.drain_s + LEAVE_S
         # Ray Serve's status forgets a deployment at once; its replicas are there until their requests have ended
@@ -247,13 +249,13 @@ class Service:
 
     def _open(self, plan: ServicePlan) -> bool:
         if plan.form is not ProxyForm.direct:  # HAProxy says itself that nobody is there
-            if not self._deploy(build_gate(self._made(plan, 0)), plan):
+            if not self._deploy(lambda: build_gate(self._made(plan, 0)), plan):
                 return False
             self._is_open = True
-        return self._deploy(self._made(plan, 0), plan)
+        return self._deploy(lambda: self._made(plan, 0), plan)
 
-    def _deploy(self, app: Any, plan: ServicePlan) -> bool:
-        """Returns whether all of the application became ready before somebody interrupted.
+    def _deploy(self, make: Callable[[], Any], plan: ServicePlan) -> bool:
+        """Returns whether all of an application became ready before somebody interrupted.
 
         Raises:
             ServiceFailed: when it does not.
@@ -261,7 +263,7 @@ class Service:
         import ray.serve as rayserve
         from ray.serve.schema import ApplicationStatus
 
-        self._run(app)
+        self._run(make)
         self._states = None  # what an update does is told of elsewhere
         timeout_s = plan.job.engine.start_timeout_s
         deadline = time.monotonic() + timeout_s
@@ -277,8 +279,9 @@ class Service:
                 raise ServiceFailed(f"not ready after engine.start_timeout_s={timeout_s:g}")
         return False
 
-    def _run(self, app: Any) -> None:
+    def _run(self, make: Callable[[], Any]) -> None:
         from ray.serve.api import RunTarget, run_many
 
-        target = RunTarget(app, name=self._name, route_prefix=prefix_of(self.plan.key) or "/")
-        run_many([target], wait_for_applications_running=False)
+        with _MAKING:
+            target = RunTarget(make(), name=self._name, route_prefix=prefix_of(self.plan.key) or "/")
+            run_many([target], wait_for_applications_running=False)
