@@ -15,6 +15,7 @@ import msgspec
 import openai
 import psutil
 import pytest
+from batches import assert_batch
 from hostile import CLOSED, fuzz_formats, fuzz_operations
 from model_files import _make_adapter
 from services import Service, serving
@@ -36,7 +37,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, demo_model: Path) -> Itera
     _make_adapter(folder / "adapter", json.loads((demo_model / "config.json").read_text()), 4, torch)
     words = ["model=demo", f"model.adapters.tuned={folder}/adapter", "engine.max_model_len=1024"]
     tools = ["deployment.vllm.enable_auto_tool_choice=true", "deployment.vllm.tool_call_parser=hermes"]
-    with serving(folder, *words, *tools, "engine.max_num_seqs=8") as running:
+    with serving(folder, *words, *tools, "engine.max_num_seqs=8", f"batches.path={folder}/batches") as running:
         yield running
 
 
@@ -295,3 +296,8 @@ def test_a_broken_body_of_any_format_is_the_client_s_error(service: Service, num
     statuses = fuzz_formats(service.url, num_examples)
     assert all(400 in counts for counts in statuses.values()), statuses
     assert httpx.get(f"{service.url}/ready").status_code == 200
+
+
+def test_a_batch_is_answered_line_by_line(service: Service, client: openai.OpenAI):
+    asks = [{"model": "demo", "prompt": f"{TICKET} {number}", "max_tokens": 4} for number in range(20)]
+    assert_batch(client, {f"line-{number}": ask for number, ask in enumerate(asks)})
