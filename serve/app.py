@@ -18,10 +18,11 @@ from conf.errors import UserError
 from conf.schema.serve import ProxyForm, ServeJob
 from conf.schema.task import Task
 from serve.batch_jobs import running_batches, set_own_key
+from serve.capacity import check_room
 from serve.cause import root_cause
 from serve.detached import read_job, start_detached
 from serve.ensemble import Ensemble
-from serve.plan import ServicePlan, check_room, make_plan
+from serve.plan import ServicePlan, make_plan
 from serve.router.proxy import decide_form, set_flags
 from serve.service import Build, ServiceFailed, build_replicas
 from serve.state import Phase, Post, ServiceState, claimed, read_state, services_folder, this_process

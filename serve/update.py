@@ -14,8 +14,9 @@ import msgspec
 
 from conf.errors import UserError
 from conf.schema.serve import ServeJob, Update
+from serve.capacity import check_room
 from serve.ensemble import Ensemble
-from serve.plan import ServicePlan, check_room, make_plan
+from serve.plan import ServicePlan, make_plan
 from serve.service import ServiceFailed, ServiceLost
 from serve.state import Outcome, Phase, Post, ServiceState, UpdateReport, read_own, read_state, write_own
 from serve.surge import surges

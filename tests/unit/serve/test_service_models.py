@@ -12,7 +12,8 @@ from conf import entry
 from conf.errors import UserError
 from conf.schema.engine import Device
 from conf.schema.serve import ProxyForm, ServeJob
-from serve.plan import ServicePlan, catalogue_of, check_room, make_plan
+from serve.capacity import check_room
+from serve.plan import ServicePlan, catalogue_of, make_plan
 from serve.router.proxy import decide_form
 from serve.surge import surges
 from serve.update import changes, keeping

@@ -10,9 +10,10 @@ from conf import entry
 from conf.errors import UserError
 from conf.schema.engine import Device
 from conf.schema.serve import DeploymentSpec, ProxyForm
+from serve.capacity import check_room
 from serve.cause import cause_of
 from serve.engine.arguments import api_argument_names
-from serve.plan import ServicePlan, check_room, make_plan
+from serve.plan import ServicePlan, make_plan
 
 
 def free_port() -> int:
