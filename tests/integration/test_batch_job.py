@@ -126,6 +126,7 @@ def test_a_job_whose_engines_keep_dying_ends_with_the_cause(tmp_path: Path) -> N
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_an_engine_that_does_not_start_ends_the_job_with_the_cause(tmp_path: Path) -> None:
     source, out = questions(tmp_path / "in.jsonl", 3), tmp_path / "out"
     done = manta(f"data.input={source}", f"output.path={out}", "engine.fault.fail_start=true")

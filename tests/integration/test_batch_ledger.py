@@ -69,6 +69,7 @@ def test_a_killed_job_goes_on_and_pays_for_nothing_twice(tmp_path: Path) -> None
     assert "output.on_change=recompute" in changed.stderr
 
 
+@pytest.mark.slow
 def test_a_row_that_kills_its_engine_is_quarantined_and_driven_again(tmp_path: Path) -> None:
     source, out = questions(tmp_path / "in.jsonl", 300), tmp_path / "out"
     lines = source.read_text().splitlines()

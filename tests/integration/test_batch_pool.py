@@ -63,6 +63,7 @@ def test_a_job_runs_in_the_sizes_that_the_planner_chooses(tmp_path: Path) -> Non
     assert record(out)["answers"] == 60
 
 
+@pytest.mark.slow
 def test_a_partitioned_replica_gives_its_placement_group_back_when_no_rows_are_left_for_it(tmp_path: Path) -> None:
     """A row of one of two replicas hangs: the other does all that is left, and goes."""
     source, out = questions(tmp_path / "in.jsonl", 200), tmp_path / "out"

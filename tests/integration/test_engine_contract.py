@@ -19,8 +19,8 @@ ENGINES = {
     "vllm_tp2": {"kind": "vllm", "tensor_parallel_size": 2},
     "vllm_pp2": {"kind": "vllm", "pipeline_parallel_size": 2},
 }
-# an engine's start is most of a minute; in a process of its own it is what every service and job tests too
-MARKS = {"vllm_separate": pytest.mark.slow}
+# an engine's start is most of a minute; these two are what services start, in the tests of theirs
+MARKS = {"vllm_separate": pytest.mark.slow, "vllm_tp2": pytest.mark.slow}
 
 
 def contract(engine: str) -> dict:

@@ -249,6 +249,7 @@ def test_a_full_service_says_so_in_openai_s_shape_and_when_to_come_again(seen: S
             assert answer.headers["x-request-id"]
 
 
+@pytest.mark.slow
 def test_a_job_has_its_rows_answered_by_the_service_and_the_interactive_ones_go_on(seen: Seen, tickets: Path):
     out = tickets.parent / "out"
     where = ["engine=service", f"engine.service.url={seen.service.url}", "engine.max_in_flight=12"]

@@ -17,7 +17,7 @@ import pytest
 from echo import EchoService, echoing
 
 pytestmark = pytest.mark.timeout(200)
-FORMS = ("direct", "plain")
+FORMS = (pytest.param("direct", marks=pytest.mark.slow), "plain")
 
 
 @pytest.fixture(scope="module", params=FORMS)
