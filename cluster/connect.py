@@ -19,6 +19,8 @@ from conf.schema.engine import Device, EngineKind, EngineSpec
 
 KNOCK_S = 10.0
 """Seconds that a cluster may take to accept a connection."""
+JOIN_TRIES, JOIN_S = 3, 2.0
+"""How often a cluster that listens is joined, and the seconds between."""
 PACKAGES = ("conf", "serve", "pipelines", "cluster")
 """What workers on other machines need of us."""
 LOGS = ("worker-", "ray-data", "raylet", "gcs_server", "python-core-driver", "controller_", "proxy_", "replica_")
@@ -125,15 +127,22 @@ def _join(address: str) -> object:
     root = Path(__file__).resolve().parent.parent
     if address != "auto":
         _knock(address)
-    try:
-        return ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"py_modules": [str(root / name) for name in PACKAGES]},
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"cluster.address={address}: no cluster answers: {str(error).splitlines()[0]}") from error
+    for again in range(JOIN_TRIES - 1, -1, -1):
+        try:
+            return ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"py_modules": [str(root / name) for name in PACKAGES]},
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            # what listens may not be a whole cluster yet: its nodes come one after the other
+            if again and address != "auto" and isinstance(error, ConnectionError):
+                ray.shutdown()
+                time.sleep(JOIN_S)
+                continue
+            raise UserError(f"cluster.address={address}: no cluster answers: {str(error).splitlines()[0]}") from error
+    raise AssertionError("the last try returns or raises")
 
 
 def _knock(address: str) -> None:

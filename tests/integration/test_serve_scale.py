@@ -83,6 +83,8 @@ async def test_replicas_follow_the_load_to_zero_and_back_and_no_request_is_lost(
             assert set(codes) == {200}
 
             await service.wait_until(lambda: service.replicas == Replicas(running=0, wanted=0))
+            # the last one may still be stopping
+            await service.wait_until(lambda: service.log.read_text().endswith("replicas: none\n"))
             asleep = service.log.read_text()
             # who only looks wakes nobody
             for path in ("/ready", "/health", "/metrics"):

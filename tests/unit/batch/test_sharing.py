@@ -186,7 +186,7 @@ def test_two_units_of_one_replica_run_an_equal_request_once(folder: Folder, clai
         assert is_asked.wait(5)
         second = pool.submit(run, folder, requests(1), engine, "a", desks[1], unit=OTHER)
         with pytest.raises(TimeoutError):
-            second.result(0.05)
+            second.result(0.5)  # it waits for the first, not for its thread to begin
         may_go.set()
         assert set(first.result(5).outcomes) == set(second.result(5).outcomes) == {entry(1)}
     assert engine.ran == [1]
