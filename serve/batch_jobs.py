@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import os
 import secrets
-import sys
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
+from cluster.child import manta_command, manta_environment
 from conf.saved import text, words_of
 from conf.schema.batches import BatchesSpec
 from conf.schema.serve import ServeJob
+from conf.schema.service import API_KEY
 from serve.batches.runner import Runner
 from serve.batches.shelf import Shelf
 from serve.keyring import OWN_VARIABLE
 from serve.plan import ServicePlan
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def set_own_key(spec: BatchesSpec, environ: MutableMapping[str, str]) -> None:
@@ -44,21 +43,12 @@ def running_batches(plan: Callable[[], ServicePlan], address: str) -> Iterator[N
         yield
         return
 
-    def models() -> list[str]:
-        model = plan().job.model
-        return [model.name, *model.adapters]
-
     def command(source: Path, target: Path) -> list[str]:
         now = plan()
         return job_command(now.job, now.url, address, source, target)
 
-    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(path),
-        "MANTA_API_KEY": os.environ[OWN_VARIABLE],
-    }
-    runner = Runner(Shelf(Path(spec.path)), spec, models, command, environment)
+    environment = {**manta_environment(), API_KEY: os.environ[OWN_VARIABLE]}
+    runner = Runner(Shelf(Path(spec.path)), spec, lambda: plan().names, command, environment)
     runner.start()
     try:
         yield
@@ -85,4 +75,4 @@ def job_command(job: ServeJob, url: str, address: str, source: Path, target: Pat
         f"engine.max_model_len={text(job.engine.max_model_len)}",
         "output.on_change=recompute",  # of a model that an update has brought
     ]
-    return [sys.executable, "-m", "conf.cli", "batch", *words]
+    return manta_command("batch", *words)

@@ -10,6 +10,7 @@ from typing import TextIO
 
 import msgspec
 
+from cluster.child import manta_command, manta_environment
 from cluster.terminal import interruptible
 from conf.errors import UserError
 from conf.schema.serve import ServeJob
@@ -19,7 +20,6 @@ from serve.state import Phase, claimed, read_own, read_state, remove_state, writ
 LOG = "serve.log"
 """What the service would say on a terminal, in its folder of logs."""
 POLL_S = 0.1
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def start_detached(plan: ServicePlan, folder: Path) -> int:
@@ -41,15 +41,14 @@ def start_detached(plan: ServicePlan, folder: Path) -> int:
         saved = folder / f"{name}.job.json"
         write_own(saved, msgspec.json.encode(plan.job))
     plan.logs.mkdir(parents=True, exist_ok=True)
-    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     with interruptible() as interrupted, (plan.logs / LOG).open("ab+") as log:
         log.seek(0, os.SEEK_END)
         process = subprocess.Popen(
-            [sys.executable, "-m", "conf.cli", "serve", "--job", str(saved)],
+            manta_command("serve", "--job", str(saved)),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+            env=manta_environment(),
             start_new_session=True,  # the terminal's Ctrl-C, and its end, are not the service's
         )
         with open(log.name, errors="replace") as said:

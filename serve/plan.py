@@ -144,9 +144,8 @@ def make_plan(job: ServeJob, is_update: bool = False) -> ServicePlan:
         except UserError as error:
             raise UserError(_below(key, str(error))) from None
     _check_names(parts)
-    first, *others = [
-        replace(part, share=sum(each.job.engine.max_replicas for each in parts.values())) for part in parts.values()
-    ]
+    share = sum(part.job.engine.max_replicas for part in parts.values())
+    first, *others = [replace(part, share=share) for part in parts.values()]
     for part in parts.values():
         if others and part.job.engine.min_replicas == 0:
             said = f"engine.num_replicas must be 1 at least with deployment.models, got {part.job.engine.num_replicas}"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conf.schema.batches import BatchesSpec
-from serve.batches.ask import check_lines
+from serve.batches.ask import Checked, check_lines
 from serve.batches.records import Kind, Object
 from serve.batches.shelf import Shelf
 
@@ -133,8 +133,8 @@ class Runner:
             with self._shelf.content(batch["input_file_id"]).open("rb") as lines:
                 checked = check_lines(lines, batch["endpoint"], self._models(), self._spec.max_lines)
         except OSError:
-            checked = check_lines([], batch["endpoint"], (), 0)
-            checked.errors[0] |= {"code": "file_not_found", "message": "The input file is not there any more."}
+            checked = Checked()
+            checked.note("file_not_found", "The input file is not there any more.")
         if checked.errors:
             self._fail(batch, checked.errors)
             return
