@@ -141,8 +141,14 @@ def _join(address: str) -> object:
                 ray.shutdown()
                 time.sleep(JOIN_S)
                 continue
-            raise UserError(f"cluster.address={address}: no cluster answers: {str(error).splitlines()[0]}") from error
+            said = " ".join(filter(None, (_last_line(error), error.__cause__ and _last_line(error.__cause__))))
+            raise UserError(f"cluster.address={address}: no cluster answers: {said}") from error
     raise AssertionError("the last try returns or raises")
+
+
+def _last_line(error: BaseException) -> str:
+    """The line that says why: Ray puts a whole traceback into what it raises."""
+    return str(error).strip().rpartition("\n")[2]
 
 
 def _knock(address: str) -> None:
