@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "serve": ("serve.app:run", "answer requests over HTTP in OpenAI's form; serve status, serve stop"),
     "plan": ("pipelines.forecast.verb:run", "say how a job would run, how long and for how much; takes no GPU"),
     "simulate": ("pipelines.simulate.verb:run", "replay a trace of arrivals against an autoscaler; takes no GPU"),
+    "optimize": ("pipelines.optimize.verb:run", "make a model cheaper: quantize, prune, distill, export"),
     "inspect": ("pipelines.batch.inspection:run", "show what a job has come to: counts, error classes, failed rows"),
     "redrive": ("pipelines.batch.redrive:run", "ask the failed rows of a job again and merge their answers"),
     "keys": ("serve.key_verb:run", "make, list and revoke the API keys of manta serve"),

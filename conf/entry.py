@@ -18,13 +18,20 @@ from conf.errors import UserError, nearest
 from conf.keys import keys_of
 from conf.override import fit_overrides
 from conf.schema.batch import BatchJob
+from conf.schema.optimize import OptimizeJob
 from conf.schema.serve import ServeJob
 from conf.schema.simulate import SimulateJob
 
 ROOT = Path(__file__).resolve().parent.parent
 """The folder that holds conf/ and demo/."""
 
-SCHEMAS: dict[str, type] = {"batch": BatchJob, "plan": BatchJob, "serve": ServeJob, "simulate": SimulateJob}
+SCHEMAS: dict[str, type] = {
+    "batch": BatchJob,
+    "plan": BatchJob,
+    "serve": ServeJob,
+    "simulate": SimulateJob,
+    "optimize": OptimizeJob,
+}
 """The primary configurations, each the root of a verb."""
 
 _store = ConfigStore.instance()

@@ -1,0 +1,77 @@
+"""Fewer bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from conf.errors import UserError
+
+
+class Scheme(Enum):
+    """Bits of weights and activations.
+
+    ``fp8`` and ``w8a8`` quantize activations as they come (dynamic), ``*_static`` by scales found on the user's rows;
+    ``w4a16`` and ``w8a16`` quantize weights alone.
+    """
+
+    fp8 = "fp8"
+    fp8_static = "fp8_static"
+    w8a8 = "w8a8"
+    w8a8_static = "w8a8_static"
+    w8a16 = "w8a16"
+    w4a16 = "w4a16"
+
+
+class Rounding(Enum):
+    """How weights reach the grid: to the nearest (rtn), or by what the rows excite (gptq, awq), or trained (qat)."""
+
+    rtn = "rtn"
+    gptq = "gptq"
+    awq = "awq"
+    qat = "qat"
+
+
+@dataclass(kw_only=True, slots=True)
+class QuantizeSpec:
+    """Linear layers with fewer bits, written as compressed-tensors."""
+
+    scheme: Scheme = Scheme.w8a8
+    rounding: Rounding = Rounding.rtn
+    smooth: float | None = None
+    """SmoothQuant's strength in 0..1, which moves outliers of activations into weights; null leaves it out."""
+    group_size: int | None = None
+    """Weights that share a scale; null is the scheme's own (128 of w4a16, a whole row of the others)."""
+    kv_cache: bool = False
+    """Quantize the KV cache to FP8 too, by scales found on the user's rows. Needs a GPU to run."""
+    ignore: list[str] = field(default_factory=lambda: ["lm_head"])
+    """Layers that stay as they are, by name."""
+    steps: int = 200
+    """Of rounding=qat: training steps."""
+    learning_rate: float = 2e-4
+    """Of rounding=qat."""
+    batch_size: int = 16
+    """Of rounding=qat: rows a training step."""
+
+    def __post_init__(self) -> None:
+        if self.smooth is not None and not 0 <= self.smooth <= 1:
+            raise UserError(f"quantize.smooth must be in 0..1 or null, got {self.smooth}")
+        if self.group_size is not None and self.group_size < 1:
+            raise UserError(f"quantize.group_size must be >= 1 or null, got {self.group_size}")
+        if self.group_size is not None and self.scheme is not Scheme.w4a16:
+            raise UserError(f"quantize.group_size goes with scheme=w4a16, not with scheme={self.scheme.value}")
+        if self.rounding in (Rounding.awq, Rounding.qat) and self.scheme is not Scheme.w4a16:
+            raise UserError(
+                f"quantize.rounding={self.rounding.value} goes with scheme=w4a16, not with scheme={self.scheme.value}"
+            )
+        for key in ("steps", "batch_size"):
+            if getattr(self, key) < 1:
+                raise UserError(f"quantize.{key} must be >= 1, got {getattr(self, key)}")
+        if not self.learning_rate > 0:
+            raise UserError(f"quantize.learning_rate must be > 0, got {self.learning_rate}")
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether scales or roundings come from the user's rows."""
+        is_static = self.scheme in (Scheme.fp8_static, Scheme.w8a8_static)
+        return is_static or self.rounding is not Rounding.rtn or self.smooth is not None or self.kv_cache

@@ -1,0 +1,1 @@
+"""`manta optimize`: from a model to a cheaper one, step by step."""
