@@ -1,0 +1,97 @@
+"""The step `quantize`: llm-compressor writes what vLLM loads."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from conf.schema.quantize import QuantizeSpec, Rounding
+from pipelines.optimize.quantize.scheme import activation_args, choose_group, kv_cache_args, weight_args
+from pipelines.optimize.step.checkpoint import copy_tokenizer, load_model
+from pipelines.optimize.step.task import StepFailed, StepTask
+
+
+def run(task: StepTask) -> dict[str, Any]:
+    """Quantizes a checkpoint.
+
+    Returns:
+        ``group_size`` (null: a whole row) and ``quantized_layers``.
+
+    Raises:
+        StepFailed: when the model's shapes do not allow it, or nothing was quantized.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from llmcompressor import oneshot
+
+    spec = task.spec.quantize
+    model = load_model(task.source, "auto")
+    group_size = choose_group(spec, _in_features(model, spec))
+    if spec.rounding is Rounding.qat:
+        from pipelines.optimize.quantize.qat import train
+
+        train(model, task, group_size)
+    rows = _loader(task) if spec.needs_rows and spec.rounding is not Rounding.qat else None
+    _leave_memory_unpinned()
+    oneshot(
+        model=model,
+        recipe=_modifiers(spec, group_size),
+        dataset=rows,
+        num_calibration_samples=len(rows) if rows is not None else 0,
+    )
+    count = sum(hasattr(module, "quantization_scheme") for module in model.modules())
+    if not count:
+        raise StepFailed(f"quantize.ignore={spec.ignore} leaves no linear layer to quantize")
+    model.save_pretrained(task.target, save_compressed=True)
+    copy_tokenizer(task.source, task.target)
+    return {"group_size": group_size, "quantized_layers": count}
+
+
+def _in_features(model: Any, spec: QuantizeSpec) -> dict[str, int]:
+    import torch
+
+    return {
+        name: module.in_features
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name not in spec.ignore
+    }
+
+
+def _modifiers(spec: QuantizeSpec, group_size: int | None) -> list[Any]:
+    """The step in llm-compressor's terms, in the order in which it applies them."""
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform.awq import AWQModifier
+    from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
+
+    group: dict[str, Any] = {"targets": ["Linear"], "weights": weight_args(spec, group_size)}
+    if (activations := activation_args(spec)) is not None:
+        group["input_activations"] = activations
+    how: dict[str, Any] = {"config_groups": {"group_0": group}, "ignore": list(spec.ignore)}
+    if spec.kv_cache:
+        how["kv_cache_scheme"] = kv_cache_args()
+    made: list[Any] = []
+    if spec.smooth is not None:
+        made.append(SmoothQuantModifier(smoothing_strength=spec.smooth))
+    if spec.rounding is Rounding.awq:
+        made.append(AWQModifier())
+    made.append((GPTQModifier if spec.rounding is Rounding.gptq else QuantizationModifier)(**how))
+    return made
+
+
+def _loader(task: StepTask) -> Any:
+    """The rows, one at a time: padding would count in the statistics of activations."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    rows = [torch.tensor(row.prompt + (row.answer or [])) for row in task.read_examples()]
+    whole = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in rows]
+    return DataLoader(whole, batch_size=1)  # type: ignore[arg-type]
+
+
+def _leave_memory_unpinned() -> None:
+    """Pinning memory needs a device; without one AWQ fails on it (llm-compressor 0.14, pipelines/cache.py)."""
+    import torch
+    from llmcompressor.pipelines.cache import IntermediatesCache
+
+    if not torch.accelerator.is_available():
+        IntermediatesCache.pin_memory = lambda self, batch_index: None  # type: ignore[method-assign]
