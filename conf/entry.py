@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +47,14 @@ def own_folder() -> Path:
 
 
 def groups(name: str | None = None) -> list[str]:
-    """Returns the names of the configuration groups, such as ``model``: those of a verb, or all."""
-    found = sorted(folder.name for folder in Path(__file__).parent.iterdir() if any(folder.glob("*.yaml")))
-    return found if name is None else [group for group in found if group in {key.name for key in fields(SCHEMAS[name])}]
+    """Returns the names of the configuration groups, such as ``model``: those that a verb chooses from, or all."""
+    here = Path(__file__).parent
+    found = sorted(folder.name for folder in here.iterdir() if any(folder.glob("*.yaml")))
+    if name is None:
+        return found
+    defaults = OmegaConf.select(OmegaConf.load(here / f"{name}.yaml"), "defaults")
+    chosen = {str(key) for item in defaults if OmegaConf.is_dict(item) for key in item}
+    return [group for group in found if group in chosen]
 
 
 def options(group: str) -> list[str]:

@@ -25,7 +25,9 @@ def register(name: str, folder: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"# Made by manta optimize.\n{OmegaConf.to_yaml({'name': name, 'path': str(folder)})}")
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; set MANTA_CONF, or output.register=false") from error
+        raise UserError(
+            f"{path} cannot be written: {error.strerror}; set MANTA_CONF, or output.register=false"
+        ) from error
     return path
 
 

@@ -13,7 +13,6 @@ from cluster.connect import connect, keep_logs
 from cluster.terminal import divert_output, scratch_folder
 from conf.errors import UserError
 from conf.schema.optimize import OptimizeJob
-from conf.schema.step import StepKind
 from pipelines.artifact import Artifact, Form, read_artifact
 from pipelines.optimize.chain import Link, find_done, link_steps
 from pipelines.optimize.check import check_room, check_step
@@ -189,4 +188,5 @@ def _words(measured: dict[str, Any]) -> str:
     def word(value: Any) -> str:
         return f"{value:.4g}" if isinstance(value, float) else str(value)
 
-    return ", ".join(f"{key} {word(value)}" for key, value in measured.items() if not isinstance(value, (dict, list)))
+    shown = {key: value for key, value in measured.items() if not isinstance(value, (dict, list, type(None)))}
+    return ", ".join(f"{key} {word(value)}" for key, value in shown.items())

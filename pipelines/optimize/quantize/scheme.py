@@ -12,7 +12,10 @@ from conf.schema.quantize import QuantizeSpec, Scheme
 from pipelines.optimize.step.task import StepFailed
 
 GROUPS = (128, 64, 32)
-"""Weights that may share a scale in 4 bits, the first that fits. vLLM's kernels know these (marlin_utils.py, 0.26-0.32)."""
+"""Weights that may share a scale in 4 bits: the first that fits. vLLM's kernels know these.
+
+Source: vllm/model_executor/layers/quantization/utils/marlin_utils.py (0.26-0.32).
+"""
 
 
 def weight_args(spec: QuantizeSpec, group_size: int | None) -> dict[str, Any]:
