@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from conf.schema.quantize import QuantizeSpec, Rounding
@@ -15,7 +17,7 @@ def run(task: StepTask) -> dict[str, Any]:
     """Quantizes a checkpoint.
 
     Returns:
-        ``group_size`` (null: a whole row) and ``quantized_layers``.
+        ``bits`` of a quantized weight as it was saved, ``group_size`` (null: a whole row) and ``quantized_layers``.
 
     Raises:
         StepFailed: when the model's shapes do not allow it, or nothing was quantized.
@@ -38,12 +40,41 @@ def run(task: StepTask) -> dict[str, Any]:
         dataset=rows,
         num_calibration_samples=len(rows) if rows is not None else 0,
     )
-    count = sum(hasattr(module, "quantization_scheme") for module in model.modules())
-    if not count:
-        raise StepFailed(f"quantize.ignore={spec.ignore} leaves no linear layer to quantize")
+    widths = {name: module for name, module in model.named_modules() if hasattr(module, "quantization_scheme")}
+    values = {name: module.in_features * module.out_features for name, module in widths.items()}
     model.save_pretrained(task.target, save_compressed=True)
     copy_tokenizer(task.source, task.target)
-    return {"group_size": group_size, "quantized_layers": count}
+    bits = saved_bits(task.target, values)
+    if not bits:
+        raise StepFailed(f"quantize.ignore={spec.ignore} leaves no linear layer to quantize")
+    return {"bits": bits, "group_size": group_size, "quantized_layers": len(values)}
+
+
+def saved_bits(folder: Path, values: Mapping[str, int]) -> float:
+    """Returns the bits that a saved weight takes, scales included; 0 where there are none.
+
+    Args:
+        folder: the checkpoint.
+        values: how many weights each layer has.
+
+    Raises:
+        StepFailed: when a layer was saved as it was: in 16 bits or more.
+    """
+    from safetensors import safe_open
+
+    taken = dict.fromkeys(values, 0)
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no dict)
+                layer, _, part = name.rpartition(".")
+                if layer in taken and part.startswith("weight"):
+                    taken[layer] += file.get_tensor(name).nbytes * 8
+    plain = next((layer for layer, bits in taken.items() if not 0 < bits < 16 * values[layer]), None)
+    if plain is not None:
+        raise StepFailed(
+            f"{plain} was saved with {taken[plain] / values[plain]:.1f} bits a weight: nothing was quantized"
+        )
+    return sum(taken.values()) / sum(values.values()) if values else 0.0
 
 
 def _in_features(model: Any, spec: QuantizeSpec) -> dict[str, int]:
