@@ -42,6 +42,12 @@ answers.""",
       cluster.price_per_hour=2.5 simulate.plot_file=fleet.html
 
 It starts nothing: replicas are as fast, and start as slowly, as replica.* says.""",
+    "evaluate": """  manta evaluate model=demo data=tickets
+  manta evaluate model=out/demo-w8a8 data=tickets parent=demo
+  manta evaluate model.path=MODEL data.input=test.jsonl data.prompt='{{ question }}' data.answer=answer \\
+      quality.metrics=[exact,number] output.path=CARD --json
+
+The card, card.md and card.json, lies beside the model; manta compare A B C puts cards side by side.""",
 }
 
 

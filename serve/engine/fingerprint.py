@@ -8,6 +8,8 @@ from typing import Any
 
 from conf.schema.model import ModelSpec
 
+NOTES = frozenset({"artifact.json", "card.json"})
+"""What Manta itself writes beside a checkpoint: about it, and no part of it."""
 _SAMPLE_BYTES = 64 << 10
 _SAMPLES = 32
 
@@ -24,6 +26,8 @@ def fingerprint_model(model: ModelSpec) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for folder in dict.fromkeys((model.path, model.tokenizer or model.path, *model.adapters.values())):
         for path in sorted(Path(folder).expanduser().iterdir()):
+            if path.name in NOTES:
+                continue
             if path.is_file() and path.suffix in (".json", ".jinja", ".safetensors", ".model", ".txt", ".bin", ".py"):
                 digest.update(path.name.encode())
                 _hash_file(path, digest)

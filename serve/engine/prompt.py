@@ -159,6 +159,17 @@ class PromptRenderer:
             return [encoding.ids for encoding in self._fast.encode_batch_fast(list(texts), add_special_tokens=special)]
         return self._tokenizer(list(texts), add_special_tokens=special, return_attention_mask=False)["input_ids"]
 
+    def answers(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenizes answers as the model would write them: no special tokens but the one that ends it."""
+        end = [] if self._tokenizer.eos_token_id is None else [int(self._tokenizer.eos_token_id)]
+        if not texts:
+            return []
+        if self._fast is not None:
+            encoded = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
+            return [each.ids + end for each in encoded]
+        found = self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        return [ids + end for ids in found]
+
     def pair(self, text_a: str, text_b: str, joint: bool) -> tuple[list[int], int]:
         """Tokenizes two texts whose closeness is asked for; no chat template is applied.
 
