@@ -139,7 +139,8 @@ def _how(c: dict[str, Any]) -> Iterator[str]:
     )
     yield (
         "Shares have Wilson's interval, their differences Newcombe's for pairs (method 10) with McNemar's exact p;"
-        f" means have a bootstrap over rows ({c['intervals']['bootstrap_samples']:,} draws, seed {c['intervals']['seed']})."
+        f" means have a bootstrap over rows ({c['intervals']['bootstrap_samples']:,} draws, seed"
+        f" {c['intervals']['seed']})."
         " Perplexity is that of the expected answer's tokens, its end included, after the prompt."
     )
     if "divergence" in c["quality"]:

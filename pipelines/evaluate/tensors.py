@@ -82,7 +82,7 @@ def read_tensors(folder: Path) -> dict[str, Stored]:
                     low, high = tensor["data_offsets"]
                     data = view[begin + low : begin + high]
                     found[name] = Stored(dtype=tensor["dtype"], shape=tuple(tensor["shape"]), data=data)
-        except (KeyError, TypeError, UnicodeDecodeError) as error:
+        except (AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: no safetensors file: {error}") from error
     return found
 
