@@ -79,7 +79,10 @@ def make_trial(job: EvaluateJob) -> Trial:
     if job.parent is not None:
         spec = ModelSpec(path=find_folder(job.parent, "parent"), dtype=job.model.dtype)
         spec.trust_remote_code = job.model.trust_remote_code
-        parent = make_plan(_batch_job(job, spec.absolute(), job.parent_kind or job.engine.kind))
+        try:
+            parent = make_plan(_batch_job(job, spec.absolute(), job.parent_kind or job.engine.kind))
+        except UserError as error:
+            raise UserError(f"parent={job.parent}: {error}") from None
     artifact = read_artifact(folder)
     size = measure_size(folder, config, artifact.measured if artifact is not None else None)
     found = read_rows(plan)
@@ -112,18 +115,18 @@ def make_trial(job: EvaluateJob) -> Trial:
 
 
 def find_folder(text: str, key: str) -> str:
-    """Returns the folder of a model: the text itself, or that of a shipped or registered model of that name.
+    """Returns the folder of a model: of the one of that name, as model=NAME finds it, else the text itself.
 
     Raises:
         UserError: when it is neither.
     """
-    if Path(text).expanduser().is_dir():
-        return str(Path(text).expanduser().absolute())
     names = entry.options("model")
     if text in names:
-        path = entry.compose_config("evaluate", f"model={text}").model
-        if "path" in path and path.get("path") is not None:
-            return str(path.path)
+        model = entry.compose_config("evaluate", f"model={text}").model
+        if "path" in model:
+            return str(model.path)
+    if Path(text).expanduser().is_dir():
+        return str(Path(text).expanduser().absolute())
     hint = f"{nearest(text, names)} (models are {', '.join(names)})"
     raise UserError(f"{key}={text}: no such folder, and no model of that name{hint}")
 

@@ -14,6 +14,7 @@ import traceback
 from dataclasses import replace
 from typing import Any
 
+import contract_forced
 import contract_grammar
 import contract_samples
 from contract_bench import CONTEXT, GREEDY, ROOT, Bench
@@ -136,7 +137,8 @@ def _checks_in(names: dict[str, Any]) -> dict[str, Any]:
 
 
 GRAMMAR_CHECKS = _checks_in(vars(contract_grammar))
-CHECKS = {**_checks_in(vars(contract_samples)), **GRAMMAR_CHECKS, **_checks_in(globals())}  # close is last
+OTHER_CHECKS = {**_checks_in(vars(contract_samples)), **_checks_in(vars(contract_forced))}
+CHECKS = {**OTHER_CHECKS, **GRAMMAR_CHECKS, **_checks_in(globals())}  # close is last
 
 
 async def run_contract(fields: dict, api_key: str | None = None) -> dict:
