@@ -29,6 +29,10 @@ SPEED_ROWS = 512
 Likelihoods = list[tuple[ForcedToken, ...] | None]
 
 
+class CannotStart(UserError):
+    """No engine starts with the model."""
+
+
 class TrialFailed(Exception):
     """The engine died, or hangs."""
 
@@ -62,7 +66,8 @@ def conduct(
         What the model's engine said, what the parent's said, and seconds.
 
     Raises:
-        UserError: when an engine cannot run its model, or the cluster has no room for it.
+        CannotStart: when an engine cannot run its model.
+        UserError: when the cluster has no room for it.
         TrialFailed: when one dies later.
     """
     began = time.monotonic()
@@ -140,7 +145,7 @@ def _examine(
             cause = error.cause if isinstance(error, RayTaskError) else error
             text = " ".join(str(cause).split())[:1000]
             if method == "start" and isinstance(cause, EngineDead):
-                raise UserError(f"model.path={subject.model.path}: no engine starts with it: {text}") from None
+                raise CannotStart(f"model.path={subject.model.path}: no engine starts with it: {text}") from None
             if isinstance(cause, (EngineDead, ActorDiedError)):
                 raise TrialFailed(f"the {who}'s engine died: {text}") from None
             raise

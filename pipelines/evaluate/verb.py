@@ -14,7 +14,7 @@ from cluster.terminal import divert_output, scratch_folder
 from conf.errors import UserError
 from conf.schema.evaluate import EvaluateJob
 from pipelines.evaluate.card import NAMES, Card, build_card, write_card
-from pipelines.evaluate.conduct import TrialFailed, conduct
+from pipelines.evaluate.conduct import CannotStart, TrialFailed, conduct
 from pipelines.evaluate.page import card_page, summary
 from pipelines.evaluate.quality import judge
 from pipelines.evaluate.trial import Trial, make_trial
@@ -53,7 +53,7 @@ def _measure(trial: Trial) -> Card:
     """Runs the engines; what they and Ray print goes to a log, which is kept where they fail.
 
     Raises:
-        UserError: when an engine cannot run its model.
+        CannotStart: when an engine cannot run its model.
         TrialFailed: when one dies.
     """
     began = time.monotonic()
@@ -64,11 +64,11 @@ def _measure(trial: Trial) -> Card:
         with divert_output(log) as terminal, connect(trial.job.cluster, num_cpus, Path(scratch)) as connection:
             try:
                 model, parent, _ = conduct(trial, connection, lambda text: _say(terminal, text))
-            except TrialFailed as error:
+            except (CannotStart, TrialFailed) as error:
                 kept = Path(tempfile.mkdtemp(prefix="manta-evaluate-"))
                 keep_logs(connection.logs, kept)
                 shutil.copy(log, kept)
-                raise TrialFailed(f"{error}\nlogs: {kept}") from None
+                raise type(error)(f"{error} (logs: {kept})") from None
     rows, quality = trial.model.rows, trial.job.quality
     measured = judge(trial.metrics, rows, model, parent, quality)
     return build_card(trial, measured, model, time.monotonic() - began, time.time())
