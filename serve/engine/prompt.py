@@ -160,15 +160,10 @@ class PromptRenderer:
         return self._tokenizer(list(texts), add_special_tokens=special, return_attention_mask=False)["input_ids"]
 
     def answers(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenizes answers as the model would write them: no special tokens but the one that ends it."""
-        end = [] if self._tokenizer.eos_token_id is None else [int(self._tokenizer.eos_token_id)]
-        if not texts:
-            return []
-        if self._fast is not None:
-            encoded = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
-            return [each.ids + end for each in encoded]
-        found = self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        return [ids + end for ids in found]
+        """Tokenizes expected answers: no special tokens, but for the one that ends a turn."""
+        end = self._tokenizer.eos_token_id
+        ids = self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        return [tokens if end is None or tokens[-1:] == [end] else [*tokens, end] for tokens in ids]
 
     def pair(self, text_a: str, text_b: str, joint: bool) -> tuple[list[int], int]:
         """Tokenizes two texts whose closeness is asked for; no chat template is applied.
