@@ -46,6 +46,8 @@ class QualitySpec:
     """For number: a regular expression; its last match in an answer counts, or its first group there."""
     number_marker: str = "####"
     """For number: where an answer has this text, what follows the last one is looked at first, as in GSM8K."""
+    parent_kind: EngineKind | None = None
+    """The kind of engine that runs the parent; the model's where null."""
     top_k: int = 20
     """For divergence: likely tokens of each place that are told apart; the others are taken together."""
     bootstrap_samples: int = 2000
@@ -114,10 +116,8 @@ class EvaluateJob:
     engine: EngineSpec = field(default_factory=EngineSpec)
     sampling: SamplingSpec = field(default_factory=SamplingSpec)
     data: DataSpec = field(default_factory=DataSpec)
-    parent: str | None = None
-    """A model to compare with, that it was made from: a folder, or a name as model=NAME takes it."""
-    parent_kind: EngineKind | None = None
-    """The kind of engine that runs the parent; the model's where null."""
+    parent: str = ""
+    """A model to compare with, that it was made from: a folder, or a name as model=NAME takes it; none where empty."""
     quality: QualitySpec = field(default_factory=QualitySpec)
     speed: SpeedSpec = field(default_factory=SpeedSpec)
     output: CardSpec = field(default_factory=CardSpec)
@@ -125,5 +125,5 @@ class EvaluateJob:
 
     def __post_init__(self) -> None:
         for metric in self.quality.metrics:
-            if metric in AGAINST_PARENT and self.parent is None:
+            if metric in AGAINST_PARENT and not self.parent:
                 raise UserError(f"quality.metrics has {metric.value}, which needs a parent: set parent=FOLDER")

@@ -76,11 +76,11 @@ def make_trial(job: EvaluateJob) -> Trial:
     card = Path(job.output.path).expanduser().absolute() if job.output.path is not None else folder
     check_writable(card, job.output.path is not None)
     parent = None
-    if job.parent is not None:
+    if job.parent:
         spec = ModelSpec(path=find_folder(job.parent, "parent"), dtype=job.model.dtype)
         spec.trust_remote_code = job.model.trust_remote_code
         try:
-            parent = make_plan(_batch_job(job, spec.absolute(), job.parent_kind or job.engine.kind))
+            parent = make_plan(_batch_job(job, spec.absolute(), job.quality.parent_kind or job.engine.kind))
         except UserError as error:
             raise UserError(f"parent={job.parent}: {error}") from None
     artifact = read_artifact(folder)
@@ -156,11 +156,11 @@ def _check(job: EvaluateJob) -> None:
         raise UserError("data.answer must be set: the column of expected answers")
     if job.sampling.n != 1:
         raise UserError(f"sampling.n must be 1 here, got {job.sampling.n}")
-    for key, kind in (("engine.kind", job.engine.kind), ("parent_kind", job.parent_kind)):
+    for key, kind in (("engine.kind", job.engine.kind), ("quality.parent_kind", job.quality.parent_kind)):
         if kind is EngineKind.service:
             raise UserError(f"{key}=service has no use here: size, memory and speed are an engine's own")
     most = int(job.engine.vllm.get("max_logprobs") or 20)
-    if job.parent is not None and job.quality.top_k > most:
+    if job.parent and job.quality.top_k > most:
         raise UserError(f"quality.top_k must be <= engine.vllm.max_logprobs={most}, got {job.quality.top_k}")
 
 
@@ -196,7 +196,7 @@ def _metrics(job: EvaluateJob, rows: list[Row], same_tokens: bool) -> tuple[list
         UserError: when something that was asked for by name cannot be.
     """
     wanted = job.quality.metrics or [metric for metric in Metric if metric not in _NEED_PARENT or job.parent]
-    kinds = (job.engine.kind, job.parent_kind or job.engine.kind)
+    kinds = (job.engine.kind, job.quality.parent_kind or job.engine.kind)
     reasons: dict[Metric, str] = {}
     objects = sum(read_object(row.expected) is not None for row in rows)
     if objects < len(rows) * (0 if job.quality.metrics else 1) or not objects:
@@ -212,7 +212,7 @@ def _metrics(job: EvaluateJob, rows: list[Row], same_tokens: bool) -> tuple[list
         unable = next((kind for kind in needed if not knows_forced(kind)), None)
         if unable is not None:
             reasons[metric] = f"engine.kind={unable.value} cannot say how likely a given text is"
-    if job.parent is not None and not same_tokens:
+    if job.parent and not same_tokens:
         reasons.setdefault(Metric.divergence, "model and parent have different tokenizers")
     for metric in job.quality.metrics:
         if metric in reasons:
