@@ -14,7 +14,7 @@ from conf.errors import UserError
 from conf.schema.engine import EngineKind
 from pipelines.batch.record import plain
 from pipelines.evaluate.conduct import Findings
-from pipelines.evaluate.quality import Measured
+from pipelines.evaluate.quality import ABSENT, Measured
 from pipelines.evaluate.trial import Trial
 
 VERSION = 1
@@ -106,7 +106,7 @@ def build_card(
         "data": {
             "input": job.data.inputs,
             "key": trial.data_key,
-            "rows": trial.num_rows,
+            "rows": len(trial.places),
             "asked": len(trial.model.rows),
             "left_out": dict(trial.bad),
             "rejected": sum(answer.text is None for answer in answers),
@@ -114,7 +114,7 @@ def build_card(
             "answer_tokens": sum(answer.tokens for answer in answers),
         },
         "sampling": asdict(plan.job.sampling),
-        "quality": {name: _plain(measured) for name, measured in quality.items()},
+        "quality": {name: _plain(measured, trial) for name, measured in quality.items()},
         "not_measured": trial.skipped,
         "size": trial.size.plain(),
         "memory": {
@@ -137,8 +137,13 @@ def build_card(
     return Card(content=plain(content))
 
 
-def _plain(measured: Measured) -> dict[str, Any]:
-    return {**asdict(measured), "within_parent": measured.within_parent}
+def _plain(measured: Measured, trial: Trial) -> dict[str, Any]:
+    """A figure with a sign for each row of the input: so cards of models that were asked other ones of them agree."""
+    outcomes = ""
+    if measured.outcomes:
+        signs = dict(zip((row.place for row in trial.model.rows), measured.outcomes, strict=True))
+        outcomes = "".join(signs.get(place, ABSENT) for place in trial.places)
+    return {**asdict(measured), "outcomes": outcomes, "within_parent": measured.within_parent}
 
 
 def _key(value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,9 @@ POLL_S, LINE_S = 0.5, 10.0
 """Seconds between looks at the engine, and between lines that say how far it is."""
 SPEED_ROWS = 512
 """Rows whose prompts speed is measured with."""
+
+PROGRESS_S = 30.0
+"""Seconds that an actor may take to say how far it is."""
 
 Likelihoods = list[tuple[ForcedToken, ...] | None]
 
@@ -165,18 +168,21 @@ def _wait(reference: Any, actor: Any, limit_s: float, note: Callable[[int], None
         TrialFailed: when the engine has moved nothing for ``limit_s``.
     """
     import ray
+    from ray.exceptions import GetTimeoutError
 
     moved_at = told_at = time.monotonic()
-    before = -1
+    done = before = 0
     while True:
         ready, _ = ray.wait([reference], timeout=POLL_S)
         if ready:
             return ray.get(reference)
         now = time.monotonic()
         if actor is not None:
-            done, moves = ray.get(actor.progress.remote())
-            if moves != before:
-                before, moved_at = moves, now
+            # an engine that keeps Python itself from running says nothing either
+            with suppress(GetTimeoutError):
+                done, moves = ray.get(actor.progress.remote(), timeout=PROGRESS_S)
+                if moves != before:
+                    before, moved_at = moves, now
             if now - told_at > LINE_S:
                 told_at = now
                 note(done)

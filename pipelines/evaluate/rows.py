@@ -40,13 +40,15 @@ class Rows:
     rows: list[Row] = field(default_factory=list)
     bad: dict[tuple[str, int], str] = field(default_factory=dict)
     """Class of error of the others, by place."""
+    places: list[tuple[str, int]] = field(default_factory=list)
+    """Of all rows, in the order of the input."""
     key: str = ""
     """16 hex digits of rows, prompt and sampling; the model is no part of it."""
 
     @property
     def num_rows(self) -> int:
         """All of them."""
-        return len(self.rows) + len(self.bad)
+        return len(self.places)
 
 
 def read_rows(plan: Plan) -> Rows:
@@ -75,6 +77,7 @@ def read_rows(plan: Plan) -> Rows:
                 zip(*columns, strict=True), expected, tokens, strict=True
             ):
                 place = (source, position)
+                found.places.append(place)
                 if error is None and text is None:
                     error = "no_expected_answer"
                 elif error is None and len(prompt) + len(ids) > room:

@@ -51,8 +51,8 @@ class Trial:
     """Metrics that nobody asked for by name and that cannot be measured here, with the reason."""
     bad: Counter[str]
     """Rows that are left out, by class of error."""
-    num_rows: int
-    """Of the input, with those left out."""
+    places: list[tuple[str, int]]
+    """Of all rows of the input, those left out among them."""
     data_key: str
     """Equal for the same rows, prompts and sampling, whatever the model."""
     size: Size
@@ -105,7 +105,7 @@ def make_trial(job: EvaluateJob) -> Trial:
         metrics=metrics,
         skipped=skipped,
         bad=bad,
-        num_rows=found.num_rows,
+        places=found.places,
         data_key=found.key,
         size=size,
         artifact=artifact,

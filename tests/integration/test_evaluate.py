@@ -60,6 +60,8 @@ def test_the_demo_model_in_the_real_engine(tmp_path: Path, sixty: Path, demo_mod
     quality = card["quality"]
     assert quality["exact"]["rows"] == 58
     assert quality["exact"]["figure"]["value"] > 0.9
+    outcomes = quality["exact"]["outcomes"]  # a sign for each row of the input
+    assert (len(outcomes), outcomes[3], outcomes[7], outcomes.count("-")) == (ROWS, "-", "-", 2)
     assert quality["json_fields"]["figure"]["value"] >= quality["exact"]["figure"]["value"]
     assert {name for name in quality if name.startswith("field.")} >= {"field.intent", "field.amount"}
     assert quality["perplexity"]["figure"]["value"] == pytest.approx(

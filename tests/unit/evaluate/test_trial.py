@@ -49,7 +49,7 @@ def test_columns_of_numbers_are_numbers(tmp_path: Path):
     assert [row.expected for row in found.model.rows] == ["4", "0.5"]
     assert Metric.number in found.metrics
     assert found.bad == {"no_expected_answer": 1}
-    assert found.num_rows == 3
+    assert [at for _, at in found.places] == [1, 2, 3]
 
 
 def test_rows_that_cannot_be_asked_or_judged_are_left_out_by_class(tmp_path: Path):
