@@ -54,7 +54,7 @@ def build_card(
     trial: Trial,
     quality: Mapping[str, Measured],
     model: Findings,
-    took_s: float,
+    seconds: Mapping[str, float],
     now: float,
 ) -> Card:
     """Makes the card of a trial.
@@ -63,7 +63,7 @@ def build_card(
         trial: what was asked.
         quality: what came of it.
         model: what the model's engine said.
-        took_s: seconds that all of it took.
+        seconds: by question, and of ``all``.
         now: seconds since the epoch.
     """
     plan, job = trial.model.plan, trial.job
@@ -130,7 +130,7 @@ def build_card(
         "versions": model.start["versions"],
         "intervals": {"level": 0.95, "bootstrap_samples": job.quality.bootstrap_samples, "seed": job.quality.seed},
         "top_k": job.quality.top_k,
-        "seconds": took_s,
+        "seconds": seconds,
         "made_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
         "is_fake": engine.kind is EngineKind.fake,
     }

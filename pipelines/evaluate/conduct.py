@@ -26,8 +26,8 @@ POLL_S, LINE_S = 0.5, 10.0
 SPEED_ROWS = 512
 """Rows whose prompts speed is measured with."""
 
-PROGRESS_S = 30.0
-"""Seconds that an actor may take to say how far it is."""
+PROGRESS_S, CLOSE_S = 30.0, 60.0
+"""Seconds that an actor may take to say how far it is, and to free its device."""
 
 Likelihoods = list[tuple[ForcedToken, ...] | None]
 
@@ -57,7 +57,7 @@ class Findings:
 
 def conduct(
     trial: Trial, connection: Connection, note: Callable[[str], None]
-) -> tuple[Findings, Findings | None, float]:
+) -> tuple[Findings, Findings | None, dict[str, float]]:
     """Runs a trial.
 
     Args:
@@ -66,30 +66,30 @@ def conduct(
         note: says how far it is.
 
     Returns:
-        What the model's engine said, what the parent's said, and seconds.
+        What the model's engine said, what the parent's said, and seconds by question.
 
     Raises:
         CannotStart: when an engine cannot run its model.
         UserError: when the cluster has no room for it.
         TrialFailed: when one dies later.
     """
-    began = time.monotonic()
+    seconds: dict[str, float] = {}
     parent = None
     along: list[list[int]] | None = None
     if trial.parent is not None:
-        with _examine(trial.parent, connection, "parent", note) as ask:
+        with _examine(trial.parent, connection, "parent", note, seconds) as ask:
             parent = _findings(trial, trial.parent, ask)
             if Metric.divergence in trial.metrics:
                 along = answer_tokens(trial.parent, parent.answers)
                 parent.along = ask("parent's answers again", "force", trial.parent.rows, along, trial.job.quality.top_k)
-    with _examine(trial.model, connection, "model", note) as ask:
+    with _examine(trial.model, connection, "model", note, seconds) as ask:
         model = _findings(trial, trial.model, ask)
         if along is not None:
             model.along = ask("parent's answers", "force", trial.model.rows, along, trial.job.quality.top_k)
         if trial.job.speed.runs:
             model.speed = ask("speed", "speed", spread(trial.model.rows, SPEED_ROWS), trial.job.speed)
         model.memory = ask("", "memory")
-    return model, parent, time.monotonic() - began
+    return model, parent, seconds
 
 
 def answer_tokens(subject: Subject, answers: list[Answer]) -> list[list[int]]:
@@ -110,11 +110,11 @@ def _findings(trial: Trial, subject: Subject, ask: Callable[..., Any]) -> Findin
 
 @contextmanager
 def _examine(
-    subject: Subject, connection: Connection, who: str, note: Callable[[str], None]
+    subject: Subject, connection: Connection, who: str, note: Callable[[str], None], seconds: dict[str, float]
 ) -> Iterator[Callable[..., Any]]:
     """Yields what asks an engine: a word for the person, a method of `Examiner`, its arguments."""
     import ray
-    from ray.exceptions import ActorDiedError, RayTaskError
+    from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError
 
     plan = subject.plan
     engine = plan.job.engine
@@ -134,9 +134,9 @@ def _examine(
     def ask(what: str, method: str, *arguments: Any) -> Any:
         if method == "start":
             note(f"{who} {subject.model.path}: the engine starts")
-        reference = getattr(actor, method).remote(*arguments)
+        reference, began = getattr(actor, method).remote(*arguments), time.monotonic()
         try:
-            return _wait(
+            found = _wait(
                 reference,
                 actor if method not in ("start", "memory") else None,
                 engine.hang_timeout_s if method != "start" else engine.start_timeout_s + engine.hang_timeout_s,
@@ -144,6 +144,8 @@ def _examine(
                     f"{who}: {what}" + ("" if method == "speed" else f", {done:,} of {len(arguments[0]):,}")
                 ),
             )
+            seconds[f"{who}: {what or method}"] = time.monotonic() - began
+            return found
         except (RayTaskError, ActorDiedError) as error:
             cause = error.cause if isinstance(error, RayTaskError) else error
             text = " ".join(str(cause).split())[:1000]
@@ -155,7 +157,8 @@ def _examine(
 
     try:
         yield ask
-        ray.get(actor.close.remote(), timeout=60)
+        with suppress(ActorDiedError, GetTimeoutError, RayTaskError):  # all has been said: it is ended now anyway
+            ray.get(actor.close.remote(), timeout=CLOSE_S)
     finally:
         ray.kill(actor)
         actors.release()

@@ -133,7 +133,7 @@ def _how(c: dict[str, Any]) -> Iterator[str]:
     drawn = "greedy" if c["sampling"]["temperature"] == 0 else f"temperature {c['sampling']['temperature']:g}"
     names = ", ".join(f"`{PurePath(path).name}`" for path in c["data"]["input"])
     yield (
-        f"{c['made_at']}, {duration(c['seconds'])}; rows of {names} (key `{c['data']['key']}`); {drawn}, at most"
+        f"{c['made_at']}, {duration(c['seconds']['all'])}; rows of {names} (key `{c['data']['key']}`); {drawn}, at most"
         f" {c['sampling']['max_tokens']:,} tokens an answer; {versions}. The model's files have the fingerprint"
         f" `{c['fingerprint']}`."
     )

@@ -63,7 +63,7 @@ def _measure(trial: Trial) -> Card:
         log = Path(scratch, "driver.log")
         with divert_output(log) as terminal, connect(trial.job.cluster, num_cpus, Path(scratch)) as connection:
             try:
-                model, parent, _ = conduct(trial, connection, lambda text: _say(terminal, text))
+                model, parent, seconds = conduct(trial, connection, lambda text: _say(terminal, text))
             except (CannotStart, TrialFailed) as error:
                 kept = Path(tempfile.mkdtemp(prefix="manta-evaluate-"))
                 keep_logs(connection.logs, kept)
@@ -71,7 +71,7 @@ def _measure(trial: Trial) -> Card:
                 raise type(error)(f"{error} (logs: {kept})") from None
     rows, quality = trial.model.rows, trial.job.quality
     measured = judge(trial.metrics, rows, model, parent, quality)
-    return build_card(trial, measured, model, time.monotonic() - began, time.time())
+    return build_card(trial, measured, model, {**seconds, "all": time.monotonic() - began}, time.time())
 
 
 def _say(stream: object, text: str) -> None:

@@ -90,7 +90,7 @@ def card(name: str, hits: int = 90, misses: int = 10, tokens_per_s: float = 100.
         "versions": {"vllm": "1.0"},
         "intervals": {"level": 0.95, "bootstrap_samples": 200, "seed": 0},
         "top_k": 20,
-        "seconds": 65.0,
+        "seconds": {"all": 65.0},
         "made_at": "2026-01-01T00:00:00Z",
         "is_fake": False,
     }
