@@ -104,7 +104,7 @@ def _cells(row: Mapping[str, Any], optional: Sequence[str], has_gpu: bool) -> li
     bits = row["bits_per_parameter"]
     cells = [row["name"] + (f" {FAKE}" if row["is_fake"] else ""), row["method"], figure(row["quality"]) + data]
     cells.append("-" if change is None else figure(row["quality"], change, is_signed=True))
-    cells += [f"{row[name]['figure']['value']:.4f}" if row[name] else "-" for name in optional]
+    cells += [f"{row[name]['figure']['value']:.4g}" if row[name] else "-" for name in optional]
     cells += [num_bytes(row["disk_bytes"]), count(row["parameters"]), "-" if bits is None else f"{bits:.2f}"]
     cells += [share(row["linear_sparsity"]), rate(row["full"]) + machine]
     cells += ["-" if row["speed_up"] is None else f"{row['speed_up']:.2f}"]

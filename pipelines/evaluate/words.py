@@ -29,11 +29,11 @@ def figure(measured: Mapping[str, Any], interval: Mapping[str, Any] | None = Non
         is_signed: whether it is a difference.
     """
     shown = interval or measured["figure"]
-    scale, digits, unit = (100, 2, " %") if measured["is_share"] else (1, 4, "")
+    scale, form, unit = (100, ".2f", " %") if measured["is_share"] else (1, ".4g", "")
     if is_signed and measured["is_share"]:
         unit = " points"
     sign = "+" if is_signed else ""
-    value, low, high = (f"{scale * shown[key]:{sign}.{digits}f}" for key in ("value", "low", "high"))
+    value, low, high = (f"{scale * shown[key]:{sign}{form}}" for key in ("value", "low", "high"))
     return f"{value}{unit} ({low} to {high})"
 
 

@@ -9,6 +9,7 @@ from cards import card, exact
 from conf.errors import UserError
 from pipelines.evaluate.card import read_card, write_card
 from pipelines.evaluate.page import card_page, summary
+from pipelines.evaluate.words import figure
 
 
 def test_a_card_comes_back_as_it_was_written(tmp_path: Path):
@@ -85,3 +86,11 @@ def test_cards_are_json_for_others(tmp_path: Path):
     assert found["figure"]["value"] == 0.75
     assert found["outcomes"] == "1110"
     assert found["within_parent"] is True
+
+
+def test_small_means_keep_their_digits():
+    shown = {"is_share": False, "figure": {"value": 0.00001234, "low": 1e-6, "high": 0.1}}
+    assert figure(shown) == "1.234e-05 (1e-06 to 0.1)"
+    assert figure({**shown, "is_share": True}, {"value": -0.05, "low": -0.1, "high": 0.0}, is_signed=True) == (
+        "-5.00 points (-10.00 to +0.00)"
+    )
