@@ -21,6 +21,11 @@ VERBS: dict[str, tuple[str, str]] = {
     "plan": ("pipelines.forecast.verb:run", "say how a job would run, how long and for how much; takes no GPU"),
     "simulate": ("pipelines.simulate.verb:run", "replay a trace of arrivals against an autoscaler; takes no GPU"),
     "optimize": ("pipelines.optimize.verb:run", "make a model cheaper: quantize, prune, distill, export"),
+    "evaluate": (
+        "pipelines.evaluate.verb:run",
+        "measure a model on labelled rows: quality, size, speed; write its card",
+    ),
+    "compare": ("pipelines.evaluate.compare:run", "put the cards of models side by side"),
     "inspect": ("pipelines.batch.inspection:run", "show what a job has come to: counts, error classes, failed rows"),
     "redrive": ("pipelines.batch.redrive:run", "ask the failed rows of a job again and merge their answers"),
     "keys": ("serve.key_verb:run", "make, list and revoke the API keys of manta serve"),
@@ -34,6 +39,8 @@ ACTIONS: dict[tuple[str, str], str] = {
     ("serve", "--job"): "serve.app:run_saved",
 }
 """First words of a verb that do something else; their functions take the words that follow."""
+_JSON_KEYS = {"plan": "plan", "simulate": "simulate", "evaluate": "output"}
+"""Where verbs that know --json have their json_file."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,8 +85,8 @@ def _run(verb: str, words: list[str]) -> int:
     if "-h" in words or "--help" in words:
         print(help_text(verb, VERBS[verb][1]))
         return 0
-    if verb in ("plan", "simulate"):
-        words = [f"{verb}.json_file=-" if word == "--json" else word for word in words]
+    if verb in _JSON_KEYS:
+        words = [f"{_JSON_KEYS[verb]}.json_file=-" if word == "--json" else word for word in words]
     flags, overrides = _split_flags(words)
     if flags:
         if "--cfg" not in flags:

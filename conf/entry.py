@@ -18,6 +18,7 @@ from conf.errors import UserError, nearest
 from conf.keys import keys_of
 from conf.override import fit_overrides, literal
 from conf.schema.batch import BatchJob
+from conf.schema.evaluate import EvaluateJob
 from conf.schema.optimize import OptimizeJob
 from conf.schema.serve import ServeJob
 from conf.schema.simulate import SimulateJob
@@ -31,6 +32,7 @@ SCHEMAS: dict[str, type] = {
     "serve": ServeJob,
     "simulate": SimulateJob,
     "optimize": OptimizeJob,
+    "evaluate": EvaluateJob,
 }
 """The primary configurations, each the root of a verb."""
 
@@ -69,7 +71,9 @@ def compose_config(name: str, *overrides: str) -> DictConfig:
     Raises:
         UserError: for an override that is wrong; one line.
     """
-    words = fit_overrides(SCHEMAS[name], groups(name), overrides)
+    # a folder is no option of a group: model=./mine is what model.path=./mine says
+    typed = [f"model.path={word[6:]}" if word.startswith("model=") and "/" in word else word for word in overrides]
+    words = fit_overrides(SCHEMAS[name], groups(name), typed)
     for word in words:
         _check_word(word)
     if (own := own_folder()).is_dir():

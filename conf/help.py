@@ -49,6 +49,12 @@ It starts nothing: replicas are as fast, and start as slowly, as replica.* says.
 
 The same command run again does only what is not done; then manta batch model=NAME and manta serve model=NAME find the
 result (NAME is MODEL-RECIPE, or name=NAME).""",
+    "evaluate": """  manta evaluate model=demo data=tickets
+  manta evaluate model=out/demo-w8a8 data=tickets parent=demo
+  manta evaluate model.path=MODEL data.input=test.jsonl data.prompt='{{ question }}' data.answer=answer \\
+      quality.metrics=[exact,number] output.path=CARD --json
+
+The card, card.md and card.json, lies beside the model; manta compare A B C puts cards side by side.""",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import os
 import signal
 import struct
@@ -17,7 +18,7 @@ from conf.schema.task import Task
 from serve.engine.adapters import check_adapter_name
 from serve.engine.errors import EngineDead, RequestRejected
 from serve.engine.in_flight import InFlight
-from serve.engine.protocol import Completion, EngineStats, Outcome, Pooled, Request, Sample, TokenLogprob
+from serve.engine.protocol import Completion, EngineStats, ForcedToken, Outcome, Pooled, Request, Sample, TokenLogprob
 
 Decode = Callable[[Sequence[int]], str]
 VECTOR_SIZES = {Task.embed: 8, Task.classify: 3, Task.score: 1}
@@ -114,6 +115,9 @@ class FakeEngine:
         if self._task is not Task.generate:
             vector = fake_vector(request, self._task)
             return Pooled(request_id=request.id, vector=vector, prompt_tokens=len(request.token_ids))
+        if request.forced_from is not None:
+            forced = tuple(map(_forced, request.token_ids[request.forced_from :]))
+            return Completion(request_id=request.id, samples=(), forced=forced, prompt_tokens=len(request.token_ids))
         sample = self._sample(request)
         samples = (sample,) if request.sampling.n == 1 else _numbered(sample, request.sampling.n)
         return Completion(request_id=request.id, samples=samples, prompt_tokens=len(request.token_ids))
@@ -173,6 +177,11 @@ class FakeEngine:
     def _die(self, cause: str) -> None:
         self._death = cause
         raise EngineDead(cause)
+
+
+def _forced(token_id: int) -> ForcedToken:
+    """Even odds for the text's own token."""
+    return ForcedToken(token_id=token_id, logprob=-math.log(2), top=((token_id, -math.log(2)),))
 
 
 def _numbered(sample: Sample, n: int) -> tuple[Sample, ...]:

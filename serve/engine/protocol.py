@@ -21,6 +21,11 @@ class Request:
     """Of a pair (task ``score``) the index where the second text begins."""
     adapter: str | None = None
     """The LoRA adapter, of `ModelSpec.adapters`; null is the model alone."""
+    forced_from: int | None = None
+    """The index from which on the tokens' likelihood is asked for, at least 1; then no answer is wanted. Not every
+    engine knows it; see `start.knows_forced`."""
+    forced_top: int = 0
+    """Of each such place, as many likely tokens too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +36,17 @@ class TokenLogprob:
     logprob: float
     top: tuple[tuple[str, float], ...] = ()
     """Likely tokens in this place, the likeliest first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ForcedToken:
+    """A token of a given text, with what the model makes of it after all that stand before it."""
+
+    token_id: int
+    logprob: float
+    """Natural logarithm of the model's own probability: no temperature, no penalties."""
+    top: tuple[tuple[int, float], ...] = ()
+    """Token ids and logarithms of likely tokens in this place, the likeliest first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +71,8 @@ class Completion:
     prompt_tokens: int
     cached_tokens: int = field(default=0, compare=False)
     """Of the prompt's, those that the engine's prefix cache held; not part of the answer."""
+    forced: tuple[ForcedToken, ...] | None = None
+    """One for each token from `Request.forced_from` on; null where they were not asked for."""
 
     @property
     def text(self) -> str:

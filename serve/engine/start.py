@@ -8,6 +8,11 @@ from conf.schema.task import Task
 from serve.engine.protocol import Engine
 
 
+def knows_forced(kind: EngineKind) -> bool:
+    """Whether an engine can say how likely a given text is; see `Request.forced_from`."""
+    return kind in (EngineKind.vllm, EngineKind.fake)
+
+
 async def start_engine(
     model: ModelSpec,
     spec: EngineSpec,

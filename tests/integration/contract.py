@@ -17,6 +17,11 @@ from typing import Any
 import contract_grammar
 import contract_samples
 from contract_bench import CONTEXT, GREEDY, ROOT, Bench
+from contract_forced import (  # noqa: F401 - checks, found by their names
+    check_a_given_text_without_room_is_the_rows_fault,
+    check_forced_and_drawn_requests_go_together,
+    check_forced_tokens_are_as_likely_as_when_they_were_drawn,
+)
 
 from conf.schema.engine import Device, EngineKind, EngineProcess, EngineSpec
 from conf.schema.model import ModelSpec

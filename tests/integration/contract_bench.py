@@ -19,6 +19,7 @@ class Bench:
 
     def __init__(self, engine: Engine, renderer: PromptRenderer) -> None:
         self.engine = engine
+        self.renderer = renderer
         rows = [json.loads(line) for line in (ROOT / "demo" / "tickets.jsonl").read_text().splitlines()[:32]]
         texts = [renderer.text([{"role": "user", "content": row["ticket"]}]) for row in rows]
         self.prompts = renderer.tokens(texts)
@@ -37,6 +38,11 @@ class Bench:
         from serve.engine.service.engine import ServiceEngine
 
         return isinstance(self.engine, ServiceEngine)
+
+    @property
+    def knows_forced(self) -> bool:
+        """Whether it can say how likely a given text is; see `start.knows_forced`."""
+        return self.is_fake or type(self.engine).__module__.startswith("serve.engine.vllm.")
 
     async def ask(self, *requests: Request) -> list[Outcome]:
         return [outcome async for outcome in self.engine.generate(requests)]

@@ -211,7 +211,7 @@ def _pooled(task: Task, request: Request, raw: bytes) -> Pooled:
     return Pooled(request_id=request.id, vector=data, **_prompt(answer.usage))
 
 
-def _prompt(usage: _Usage) -> dict[str, int]:
+def _prompt(usage: _Usage) -> dict[str, Any]:
     details = usage.prompt_tokens_details
     return {"prompt_tokens": usage.prompt_tokens, "cached_tokens": (details.cached_tokens or 0) if details else 0}
 

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from conf.schema.task import Task
 from serve.engine.errors import RequestRejected
-from serve.engine.protocol import Completion, Outcome, Pooled, Rejection, Request, Sample, TokenLogprob
+from serve.engine.protocol import (
+    Completion,
+    ForcedToken,
+    Outcome,
+    Pooled,
+    Rejection,
+    Request,
+    Sample,
+    TokenLogprob,
+)
 from serve.engine.vllm.grammar import has_grammar
 
 _PLACE_IN_SOURCE = re.compile(r"\[\d\d:\d\d:\d\d\] \S+\.cc:\d+: ")
@@ -35,8 +44,20 @@ def outcome(task: Task, request: Request, output: Any) -> Outcome:
         message = "vLLM ended it with an error; its log says why"
         error = "bad_grammar" if has_grammar(request.sampling) else "engine_rejected"
         return Rejection(request_id=request.id, error=error, message=message)
+    if request.forced_from is not None:
+        return Completion(request_id=request.id, samples=(), forced=tuple(_forced(request, output)), **tokens)
     samples = tuple(_sample(answer, request.sampling.logprobs) for answer in output.outputs)
     return Completion(request_id=request.id, samples=samples, **tokens)
+
+
+def _forced(request: Request, output: Any) -> Iterator[ForcedToken]:
+    """The places of a given text; vLLM puts the text's own token first, whatever its rank."""
+    assert request.forced_from is not None
+    for at in range(request.forced_from, len(request.token_ids)):
+        token_id, place = request.token_ids[at], output.prompt_logprobs[at]
+        likely = sorted((each.rank, other, each.logprob) for other, each in place.items())
+        top = tuple((other, logprob) for rank, other, logprob in likely if rank <= request.forced_top)
+        yield ForcedToken(token_id=token_id, logprob=float(place[token_id].logprob), top=top)
 
 
 def _sample(answer: Any, logprobs: int | None) -> Sample:

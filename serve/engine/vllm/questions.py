@@ -28,6 +28,7 @@ class Questions:
         self._adapters: dict[str, Any] = {}
         self._has_token_types = False
         self._made: dict[int, tuple[SamplingSpec | None, Any]] = {}
+        self._made_forced: dict[int, Any] = {}
 
     def bind(self, model_config: Any, tokenizer: Any, supported_tasks: Sequence[str]) -> None:
         """Learns what the loaded model can do.
@@ -65,6 +66,8 @@ class Questions:
             RequestRejected: for a grammar that is none.
             Exception: what vLLM raises against the values; see `outcomes.request_errors`.
         """
+        if request.forced_from is not None:
+            return self._forced(request.forced_top)
         if self.task is Task.generate:
             spec = request.sampling
             if id(spec) not in self._made:
@@ -81,6 +84,23 @@ class Questions:
         if not self._made:
             self._made[0] = None, PoolingParams(task=self._pooling_task)  # type: ignore[arg-type]
         return self._made[0][1]
+
+    def _forced(self, top: int) -> Any:
+        if top not in self._made_forced:
+            from vllm import SamplingParams
+            from vllm.sampling_params import RequestOutputKind
+
+            # one token is the least that vLLM draws. Nobody reads the tokens' texts, and to find them takes longer than
+            # to find the likely tokens; flat: 0.4 million small objects a thousand rows would keep the collector busy
+            self._made_forced[top] = SamplingParams(
+                max_tokens=1,
+                temperature=0.0,
+                prompt_logprobs=top,
+                detokenize=False,
+                flat_logprobs=True,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+        return self._made_forced[top]
 
     def adapter(self, request: Request) -> Any:
         """Returns vLLM's LoRARequest, or None for the model alone.
