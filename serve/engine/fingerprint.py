@@ -10,6 +10,7 @@ from conf.schema.model import ModelSpec
 
 _SAMPLE_BYTES = 64 << 10
 _SAMPLES = 32
+SUFFIXES = (".json", ".jinja", ".safetensors", ".model", ".txt", ".bin", ".py", ".onnx", ".data")
 
 
 def fingerprint_model(model: ModelSpec) -> str:
@@ -24,7 +25,7 @@ def fingerprint_model(model: ModelSpec) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for folder in dict.fromkeys((model.path, model.tokenizer or model.path, *model.adapters.values())):
         for path in sorted(Path(folder).expanduser().iterdir()):
-            if path.is_file() and path.suffix in (".json", ".jinja", ".safetensors", ".model", ".txt", ".bin", ".py"):
+            if path.is_file() and path.suffix in SUFFIXES:
                 digest.update(path.name.encode())
                 _hash_file(path, digest)
     if model.chat_template is not None:

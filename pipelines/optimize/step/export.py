@@ -1,0 +1,206 @@
+"""From a checkpoint to a folder that engine=edge runs: graph, shapes, tokenizer, configuration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conf.schema.export import ExportScheme, ExportSpec
+from pipelines.optimize.step.task import StepFailed, StepTask
+from serve.engine.onnx.layout import EdgeModel
+
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+"""Whose angles depend on the place alone."""
+GRAPH, WEIGHTS = "model.onnx", "model.onnx.data"
+WRONG = 0.5
+"""Standard deviations of logits: few bits move them less, a graph that computes something else moves them more."""
+
+
+def run(task: StepTask) -> dict[str, Any]:
+    """Exports a checkpoint, and compares what the graph computes with it.
+
+    Returns:
+        ``parameters``, ``bytes`` of graph and weights, ``max_logit_difference``, ``logit_error`` in standard deviations
+        of the logits, ``greedy_tokens`` compared and how many of them are equal.
+
+    Raises:
+        StepFailed: when the model is of no kind that is known, or the graph does not compute what it does.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from pipelines.optimize.onnx_check import compare, prompts_of
+
+    spec = task.spec.export
+    config = AutoConfig.from_pretrained(task.source, local_files_only=True)
+    context = _check(config, spec)
+    hf = AutoModelForCausalLM.from_pretrained(task.source, dtype=torch.float32, local_files_only=True).eval()
+    edge = _write_graph(hf, config, spec, context, task.target)
+    edge.write(task.target)
+    _copy_configuration(task.source, task.target)
+    agreement = compare(hf, task.target, edge, prompts_of(edge.vocabulary, context, task.seed))
+    if spec.scheme is ExportScheme.fp32 and agreement.equal < agreement.places:
+        raise StepFailed(
+            f"the graph chose other tokens than the model at {agreement.places - agreement.equal} of"
+            f" {agreement.places} places (logits differ by {agreement.difference:.2g})"
+        )
+    if not agreement.relative < WRONG:  # nan too
+        raise StepFailed(
+            f"the graph computes something else: its logits are off by {agreement.relative:.2g} deviations"
+        )
+    return {
+        "parameters": sum(weight.numel() for weight in hf.parameters()),
+        "bytes": sum((task.target / name).stat().st_size for name in (GRAPH, WEIGHTS)),
+        "max_logit_difference": agreement.difference,
+        "logit_error": agreement.relative,
+        "greedy_tokens": agreement.places,
+        "greedy_tokens_equal": agreement.equal,
+    }
+
+
+def _check(config: Any, spec: ExportSpec) -> int:
+    """Returns the context in tokens.
+
+    Raises:
+        StepFailed: for a model that the graph has no words for.
+    """
+    (kind,) = getattr(config, "architectures", None) or ("nothing",)
+    if kind not in ARCHITECTURES:
+        raise StepFailed(f"export knows {', '.join(ARCHITECTURES)}; the model is {kind}")
+    if getattr(config, "quantization_config", None):
+        raise StepFailed("export takes plain weights, and these are quantized: put it in the place of quantize")
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope not in ROPE_TYPES:
+        raise StepFailed(f"export knows rope_type {', '.join(ROPE_TYPES)}; the model has {rope}")
+    if config.hidden_act != "silu":
+        raise StepFailed(f"export knows hidden_act silu; the model has {config.hidden_act}")
+    for key in ("hidden_size", "intermediate_size"):
+        if spec.scheme.bits < 32 and getattr(config, key) % spec.block_size:
+            raise StepFailed(f"export.block_size={spec.block_size} must divide {key}={getattr(config, key)}")
+    own = config.max_position_embeddings
+    if spec.context is not None and spec.context > own:
+        raise StepFailed(f"export.context must be <= max_position_embeddings={own}, got {spec.context}")
+    return spec.context or own
+
+
+def _write_graph(hf: Any, config: Any, spec: ExportSpec, context: int, target: Path) -> EdgeModel:
+    import onnx
+
+    from pipelines.optimize.onnx_graph import Decoder, Precision, build_graph
+
+    weights = hf.state_dict()
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    first = "model.layers.0.self_attn"
+    decoder = Decoder(
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=dim,
+        epsilon=config.rms_norm_eps,
+        window=_window(config),
+        is_tied=bool(config.tie_word_embeddings),
+        has_bias=f"{first}.q_proj.bias" in weights,
+        has_output_bias=f"{first}.o_proj.bias" in weights,
+        has_mlp_bias="model.layers.0.mlp.up_proj.bias" in weights,
+        has_head_norm=f"{first}.q_norm.weight" in weights,
+    )
+    bits = spec.scheme.bits
+    is_dynamic = spec.scheme is ExportScheme.int8_dynamic
+    # 4 bits are too few for the head, which every answer goes through
+    precision = Precision(bits=32 if is_dynamic else bits, block_size=spec.block_size, head_bits=max(8, bits))
+    cos, sin = _angles(hf, dim, context)
+    graph = build_graph(decoder, precision, lambda name: weights[name].float().numpy(), cos, sin)
+    if is_dynamic:
+        graph = _quantized(graph, target)
+    onnx.save_model(graph, str(target / GRAPH), save_as_external_data=True, location=WEIGHTS, size_threshold=1024)
+    (target / WEIGHTS).chmod((target / GRAPH).stat().st_mode)  # onnx gives it to its owner alone
+    return EdgeModel(
+        file=GRAPH,
+        scheme=spec.scheme.value,
+        layers=decoder.layers,
+        kv_heads=decoder.kv_heads,
+        head_dim=dim,
+        vocabulary=config.vocab_size,
+        context=context,
+        end_ids=_end_ids(hf, config),
+    )
+
+
+def _window(config: Any) -> int:
+    """Tokens that a token sees; -1 is all.
+
+    Raises:
+        StepFailed: where layers differ in that.
+    """
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if len(kinds) > 1:
+        raise StepFailed(f"export knows layers of one kind; the model has {', '.join(sorted(kinds))}")
+    window = getattr(config, "sliding_window", None)
+    if kinds == {"full_attention"} or getattr(config, "use_sliding_window", True) is False:
+        return -1
+    return window or -1
+
+
+def _angles(hf: Any, dim: int, context: int) -> tuple[np.ndarray, np.ndarray]:
+    rotary = hf.model.rotary_emb
+    frequencies = rotary.inv_freq.double().numpy()
+    if 2 * len(frequencies) != dim:
+        raise StepFailed(f"export knows heads that are turned whole; of {dim} numbers here {2 * len(frequencies)} are")
+    angles = np.arange(context)[:, None] * frequencies[None]
+    scale = float(rotary.attention_scaling)
+    return (np.cos(angles) * scale).astype(np.float32), (np.sin(angles) * scale).astype(np.float32)
+
+
+def _quantized(graph: Any, target: Path) -> Any:
+    """The graph after onnxruntime's own dynamic quantization."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    plain, made = target / "plain.onnx", target / "made.onnx"
+    onnx.save_model(graph, str(plain), save_as_external_data=True, location="plain.data", size_threshold=1024)
+    quantize_dynamic(
+        plain,
+        made,
+        op_types_to_quantize=["MatMul"],
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        use_external_data_format=True,
+        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # it knows no shapes behind fused operators
+    )
+    quantized = onnx.load(str(made))
+    for path in target.iterdir():
+        if path.name.startswith(("plain.", "made.")):
+            path.unlink()
+    return quantized
+
+
+def _end_ids(hf: Any, config: Any) -> list[int]:
+    """Tokens that end an answer, as vLLM takes them: of both configurations."""
+    ids: set[int] = set()
+    for source in (config, hf.generation_config):
+        end = getattr(source, "eos_token_id", None)
+        ids |= set(end) if isinstance(end, (list, tuple)) else ({end} if end is not None else set())
+    return sorted(ids)
+
+
+def _copy_configuration(source: Path, target: Path) -> None:
+    """Writes the tokenizer as a tokenizer.json, whatever it was, and copies what says how the model is used.
+
+    Raises:
+        StepFailed: when the tokenizer cannot be written so.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    if not tokenizer.is_fast:
+        raise StepFailed("export needs a tokenizer that tokenizer.json can hold, and this one has no such form")
+    tokenizer.save_pretrained(target)
+    for name in ("config.json", "generation_config.json"):
+        if (source / name).is_file():
+            text = (source / name).read_text(encoding="utf-8")
+            json.loads(text)
+            (target / name).write_text(text, encoding="utf-8")
