@@ -11,7 +11,7 @@ from conf.schema.service import ServiceSpec
 
 
 class EngineKind(Enum):
-    """Which adapter answers: vLLM in the replica, onnxruntime there, a ``service`` that runs elsewhere, or a ``fake``."""
+    """Which adapter answers: vLLM or onnxruntime in the replica, a ``service`` elsewhere, or nothing but a ``fake``."""
 
     vllm = "vllm"
     onnx = "onnx"

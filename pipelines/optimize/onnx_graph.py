@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+import onnx  # pyright: ignore[reportMissingImports]
+from onnx import TensorProto, helper, numpy_helper  # pyright: ignore[reportMissingImports]
 
 from pipelines.optimize.onnx_weights import to_blocks
 
@@ -67,7 +68,7 @@ class _Graph:
         self.weights.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
-    def node(self, kind: str, inputs: list[str], name: str, outputs: list[str] | None = None, **attributes) -> str:
+    def node(self, kind: str, inputs: list[str], name: str, outputs: list[str] | None = None, **attributes: Any) -> str:
         made = outputs or [name]
         self.nodes.append(helper.make_node(kind, inputs, made, name=name, **attributes))
         return made[0]
@@ -85,7 +86,7 @@ class _Graph:
         if bias is not None:
             inputs += ["", "", self.weight(f"{name}.bias", bias)]
         rows, columns = weight.shape
-        sizes = {"N": rows, "K": columns, "bits": bits, "block_size": blocks.size}
+        sizes: dict[str, Any] = {"N": rows, "K": columns, "bits": bits, "block_size": blocks.size}
         # 4: activations go to 8 bits too, by a scale for each row and block: no answer depends on its neighbours
         return self.node("MatMulNBits", inputs, name, domain=MICROSOFT, accuracy_level=4, **sizes)
 
@@ -114,9 +115,10 @@ def build_graph(
     graph.weight("sin", sin)
     embedding = read("model.embed_tokens.weight")
     _embed(graph, embedding, precision)
-    attributes = {"epsilon": decoder.epsilon}
     first = graph.weight("layers.0.norm", read("model.layers.0.input_layernorm.weight"))
-    normed = graph.node("SimplifiedLayerNormalization", ["hidden", first], "layers.0.normed", axis=-1, **attributes)
+    normed = graph.node(
+        "SimplifiedLayerNormalization", ["hidden", first], "layers.0.normed", axis=-1, epsilon=decoder.epsilon
+    )
     hidden = "hidden"
     for layer in range(decoder.layers):
         ours, theirs = f"layers.{layer}", f"model.layers.{layer}"
@@ -141,9 +143,14 @@ def _embed(graph: _Graph, embedding: np.ndarray, precision: Precision) -> None:
     rows, columns = embedding.shape
     flat = blocks.quanta.reshape(rows, -1)
     inputs = [graph.weight("embedding", flat), "input_ids", graph.weight("embedding.scales", blocks.scales)]
-    sizes = {"bits": precision.head_bits, "block_size": blocks.size, "gather_axis": 0, "quantize_axis": 1}
+    sizes: dict[str, Any] = {
+        "bits": precision.head_bits,
+        "block_size": blocks.size,
+        "gather_axis": 0,
+        "quantize_axis": 1,
+    }
     assert columns % blocks.size == 0, (columns, blocks.size)
-    graph.node("GatherBlockQuantized", inputs, "hidden", domain=MICROSOFT, **sizes)
+    graph.node("GatherBlockQuantized", inputs, "hidden", domain=MICROSOFT, gather_axis=0, quantize_axis=1, **sizes)
 
 
 def _skip_norm(graph: _Graph, name: str, x: str, skip: str, gamma: str, epsilon: float) -> tuple[str, str]:

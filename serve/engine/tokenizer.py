@@ -47,7 +47,8 @@ class PlainTokenizer:
         Raises:
             Exception: what the template raises.
         """
-        assert not tokenize and self.chat_template, "the renderer looks first"
+        assert not tokenize, "text is asked for"
+        assert self.chat_template, "the renderer looks first"
         template = _compiled(self.chat_template)
         return template.render(messages=messages, add_generation_prompt=add_generation_prompt, **self._special)
 

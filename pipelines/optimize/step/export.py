@@ -88,7 +88,7 @@ def _check(config: Any, spec: ExportSpec) -> int:
 
 
 def _write_graph(hf: Any, config: Any, spec: ExportSpec, context: int, target: Path) -> EdgeModel:
-    import onnx
+    import onnx  # pyright: ignore[reportMissingImports]
 
     from pipelines.optimize.onnx_graph import Decoder, Precision, build_graph
 
@@ -157,8 +157,8 @@ def _angles(hf: Any, dim: int, context: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _quantized(graph: Any, target: Path) -> Any:
     """The graph after onnxruntime's own dynamic quantization."""
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    import onnx  # pyright: ignore[reportMissingImports]
+    from onnxruntime.quantization import QuantType, quantize_dynamic  # pyright: ignore[reportMissingImports]
 
     plain, made = target / "plain.onnx", target / "made.onnx"
     onnx.save_model(graph, str(plain), save_as_external_data=True, location="plain.data", size_threshold=1024)

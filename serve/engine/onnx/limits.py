@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from conf.errors import UserError
-from conf.schema.engine import EngineSpec, Sizing
+from conf.schema.engine import EngineKind, EngineSpec, Sizing
 from conf.schema.model import ModelSpec
 from conf.schema.sampling import SamplingSpec
 from conf.schema.task import Task
 from serve.engine.adapters import check_adapter_name
 from serve.engine.errors import RequestRejected
-from serve.engine.onnx.layout import EdgeModel, read_edge_model
+from serve.engine.onnx.layout import EdgeModel, is_edge_folder, read_edge_model
 from serve.engine.onnx.slots import Slots
 from serve.engine.protocol import Request
 
@@ -39,6 +39,16 @@ def check_edge(model: ModelSpec, engine: EngineSpec, task: Task) -> EdgeModel:
             f" got {engine.max_model_len}"
         )
     return edge
+
+
+def check_not_edge(model: ModelSpec, engine: EngineSpec) -> None:
+    """Checks that an exported model is not given to vLLM, which reads no ONNX.
+
+    Raises:
+        UserError: when it is.
+    """
+    if engine.kind is EngineKind.vllm and is_edge_folder(model.path):
+        raise UserError(f"model.path={model.path} was exported for engine=edge; engine.kind is {engine.kind.value}")
 
 
 def check_edge_sampling(sampling: SamplingSpec) -> None:

@@ -1,4 +1,4 @@
-"""Continuous batching: prompts are read as slots become free, and each step gives every sequence that is read a token."""
+"""Continuous batching: prompts are read as slots become free, and each step gives all that are read a token."""
 
 from __future__ import annotations
 
