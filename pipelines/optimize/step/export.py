@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def run(task: StepTask) -> dict[str, Any]:
     hf = AutoModelForCausalLM.from_pretrained(task.source, dtype=torch.float32, local_files_only=True).eval()
     edge = _write_graph(hf, config, spec, context, task.target)
     edge.write(task.target)
-    _copy_configuration(task.source, task.target)
+    _copy_configuration(task.source, task.target, context)
     agreement = compare(hf, task.target, edge, prompts_of(edge.vocabulary, context, task.seed))
     if spec.scheme is ExportScheme.fp32 and agreement.equal < agreement.places:
         raise StepFailed(
@@ -187,7 +188,7 @@ def _end_ids(hf: Any, config: Any) -> list[int]:
     return sorted(ids)
 
 
-def _copy_configuration(source: Path, target: Path) -> None:
+def _copy_configuration(source: Path, target: Path, context: int) -> None:
     """Writes the tokenizer as a tokenizer.json, whatever it was, and copies what says how the model is used.
 
     Raises:
@@ -199,8 +200,8 @@ def _copy_configuration(source: Path, target: Path) -> None:
     if not tokenizer.is_fast:
         raise StepFailed("export needs a tokenizer that tokenizer.json can hold, and this one has no such form")
     tokenizer.save_pretrained(target)
-    for name in ("config.json", "generation_config.json"):
-        if (source / name).is_file():
-            text = (source / name).read_text(encoding="utf-8")
-            json.loads(text)
-            (target / name).write_text(text, encoding="utf-8")
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config["max_position_embeddings"] = context
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if (source / "generation_config.json").is_file():
+        shutil.copyfile(source / "generation_config.json", target / "generation_config.json")

@@ -27,7 +27,7 @@ class Session:
         Raises:
             Exception: what onnxruntime raises when it cannot load it.
         """
-        import onnxruntime
+        import onnxruntime  # pyright: ignore[reportMissingImports]
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
