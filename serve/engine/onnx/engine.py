@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from conf.schema.engine import EngineSpec
 from conf.schema.model import ModelSpec
+from serve.engine.errors import EngineDead
 from serve.engine.in_flight import InFlight
 from serve.engine.onnx.answer import Answer
 from serve.engine.onnx.stepper import OnnxStepper
@@ -93,6 +94,31 @@ class OnnxEngine:
             self._stats.running -= 1
             answered.cancel()
             await asyncio.gather(answered, return_exceptions=True)
+
+    async def answer(self, request: Request) -> Completion:
+        """Answers one request.
+
+        Raises:
+            RequestRejected: when it can never be answered.
+            EngineDead: when the engine answers nothing any more.
+        """
+        self._stats.running += 1
+        try:
+            outcome = await self._loop.answer(request)
+        finally:
+            self._stats.running -= 1
+        assert isinstance(outcome, Completion)
+        self._stats.count(outcome)
+        return outcome
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the engine answers nothing any more."""
+        try:
+            self._loop.check()
+        except EngineDead:
+            return True
+        return False
 
     @property
     def kv_tokens(self) -> int:
