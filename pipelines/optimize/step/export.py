@@ -110,7 +110,7 @@ def _write_graph(hf: Any, config: Any, spec: ExportSpec, context: int, target: P
         has_head_norm=f"{first}.q_norm.weight" in weights,
     )
     bits = spec.scheme.bits
-    is_dynamic = spec.scheme is ExportScheme.int8_dynamic
+    is_dynamic = spec.scheme is ExportScheme.int8
     # 4 bits are too few for the head, which every answer goes through
     precision = Precision(bits=32 if is_dynamic else bits, block_size=spec.block_size, head_bits=max(8, bits))
     cos, sin = _angles(hf, dim, context)

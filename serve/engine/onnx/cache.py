@@ -8,6 +8,8 @@ import numpy as np
 
 from serve.engine.onnx.layout import EdgeModel
 
+MAP_NORESERVE = 0x4000
+"""Linux's, which Python 3.11 has no name for."""
 PAD_TOKENS = 16
 """Beyond the context: slots a power of two apart would fall on the same lines of the processor's caches."""
 
@@ -25,7 +27,9 @@ class KvCache:
         """
         room = context + PAD_TOKENS
         shape = (2 * model.layers, slots, model.kv_heads, room, model.head_dim)
-        self._memory = mmap.mmap(-1, 4 * int(np.prod(shape)))
+        # private: pages of shared memory cannot be given back; unreserved: most will never be written
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+        self._memory = mmap.mmap(-1, 4 * int(np.prod(shape)), flags=flags)
         # pages of 2 MiB would give memory to what was never written
         self._memory.madvise(mmap.MADV_NOHUGEPAGE)
         self.layers = np.frombuffer(self._memory, np.float32).reshape(shape)
