@@ -91,7 +91,8 @@ class ChatBody(Body):
 class CompletionBody(Body):
     """/v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | list[str | int | list[int]]
+    """A text, several, a text's token ids, or several of these."""
     logprobs: int | None = None
 
 
@@ -158,7 +159,10 @@ class Reader:
         body = _decoded(self._decode_completion, raw)
         self._check(body)
         prompt: Any = body.prompt
-        prompts: list[Any] = [prompt] if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)) else prompt
+        is_one = isinstance(prompt, str) or all(isinstance(token, int) for token in prompt)
+        prompts: list[Any] = [prompt] if is_one else prompt
+        if any(isinstance(one, int) for one in prompts):
+            raise _bad("prompt must hold texts, or token ids")
         if not 1 <= len(prompts) <= MAX_PROMPTS:
             raise _bad(f"prompt must hold 1 to {MAX_PROMPTS} prompts, got {len(prompts)}")
         tokens = [self._plain.tokens([one])[0] if isinstance(one, str) else one for one in prompts]
