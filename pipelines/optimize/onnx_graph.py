@@ -143,12 +143,7 @@ def _embed(graph: _Graph, embedding: np.ndarray, precision: Precision) -> None:
     rows, columns = embedding.shape
     flat = blocks.quanta.reshape(rows, -1)
     inputs = [graph.weight("embedding", flat), "input_ids", graph.weight("embedding.scales", blocks.scales)]
-    sizes: dict[str, Any] = {
-        "bits": precision.head_bits,
-        "block_size": blocks.size,
-        "gather_axis": 0,
-        "quantize_axis": 1,
-    }
+    sizes: dict[str, Any] = {"bits": precision.head_bits, "block_size": blocks.size}
     assert columns % blocks.size == 0, (columns, blocks.size)
     graph.node("GatherBlockQuantized", inputs, "hidden", domain=MICROSOFT, gather_axis=0, quantize_axis=1, **sizes)
 

@@ -160,7 +160,7 @@ class Reader:
         self._check(body)
         prompt: Any = body.prompt
         is_one = isinstance(prompt, str) or all(isinstance(token, int) for token in prompt)
-        prompts: list[Any] = [prompt] if is_one else prompt
+        prompts: list[Any] = [prompt] if is_one else list(prompt)
         if any(isinstance(one, int) for one in prompts):
             raise _bad("prompt must hold texts, or token ids")
         if not 1 <= len(prompts) <= MAX_PROMPTS:

@@ -26,9 +26,9 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3": ("qwen3", "fp32", {}),
     "qwen3_int8": ("qwen3", "int8", {}),
     "qwen2_blocks": ("qwen2", "int8_blocks", {}),
-    "llama_int4": ("llama", "int4", {}),
+    "llama_int4": ("llama", "int4", {"intermediate_size": 100}),
     "gelu": ("llama", "fp32", {"hidden_act": "gelu"}),
-    "odd": ("llama", "int4", {"intermediate_size": 100}),
+    "odd": ("llama", "int4", {"hidden_size": 72}),
     "gpt2": ("gpt2", "fp32", {"n_embd": 32, "n_layer": 1, "n_head": 2}),
 }
 """By name: the demo's model or a model_type of transformers, the scheme, and fields of the configuration."""

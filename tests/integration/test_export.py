@@ -15,7 +15,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx", reason="exports need requirements/optimize.in")
 REFUSED = {
     "gelu": "hidden_act silu",
-    "odd": "block_size=32 must divide intermediate_size=100",
+    "odd": "block_size=32 must divide hidden_size=72",
     "gpt2": "the model is GPT2",
 }
 LONG = pytest.mark.timeout(290)  # the first test pays the exports

@@ -79,9 +79,8 @@ def _check(config: Any, spec: ExportSpec) -> int:
         raise StepFailed(f"export knows rope_type {', '.join(ROPE_TYPES)}; the model has {rope}")
     if config.hidden_act != "silu":
         raise StepFailed(f"export knows hidden_act silu; the model has {config.hidden_act}")
-    for key in ("hidden_size", "intermediate_size"):
-        if spec.scheme.bits < 32 and getattr(config, key) % spec.block_size:
-            raise StepFailed(f"export.block_size={spec.block_size} must divide {key}={getattr(config, key)}")
+    if spec.scheme.bits < 32 and config.hidden_size % spec.block_size:
+        raise StepFailed(f"export.block_size={spec.block_size} must divide hidden_size={config.hidden_size}")
     own = config.max_position_embeddings
     if spec.context is not None and spec.context > own:
         raise StepFailed(f"export.context must be <= max_position_embeddings={own}, got {spec.context}")
