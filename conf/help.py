@@ -42,6 +42,13 @@ answers.""",
       cluster.price_per_hour=2.5 simulate.plot_file=fleet.html
 
 It starts nothing: replicas are as fast, and start as slowly, as replica.* says.""",
+    "optimize": """  manta optimize model=demo recipe=w8a8
+  manta optimize model.path=MODEL recipe=w4a16 data.input=rows.jsonl data.prompt='{{ question }}' output.path=OUT
+  manta optimize model=demo recipe=w8a8_static data=tickets examples.rows=256
+  manta optimize model=demo recipe=w4a16 data=tickets recipe.steps.quantize.quantize.group_size=32 --cfg job
+
+The same command run again does only what is not done; then manta batch model=NAME and manta serve model=NAME find the
+result (NAME is MODEL-RECIPE, or name=NAME).""",
 }
 
 

@@ -53,7 +53,8 @@ def _as_group(word: str, items: dict[str, Key], groups: frozenset[str]) -> str:
     """Writes ``deployment.models.small.model=demo`` as Hydra does: ``+model@deployment.models.small.model=demo``."""
     name, equals, value = word.lstrip("+").partition("=")
     group = name.rpartition(".")[2]
-    is_group = group in groups and equals and any(key.startswith(name + ".") for key in items)
+    is_within = "." in name and any(key.startswith(name + ".") for key in items)
+    is_group = group in groups and equals and is_within
     return f"+{group}@{name}={value}" if is_group else word
 
 
@@ -64,20 +65,20 @@ def _fit(word: str, keys: dict[str, Key], groups: frozenset[str]) -> str:
         hint = f"; write {word}=VALUE" if known else nearest(word, [*groups, *keys])
         raise UserError(f"'{word}' is not key=value{hint}")
     sign, name, rest = match["sign"] or "", match["key"], match["rest"] or ""
-    if name.split("@")[0] in groups or name.startswith("hydra."):
+    if "@" in name or name in groups or name.startswith("hydra."):
         return word
     key = keys.get(name)
     if key is None:
         owner = next((k for k in keys.values() if k.is_open and not k.item and name.startswith(k.name + ".")), None)
         if owner is None:
             raise UserError(_unknown(name, keys, groups))
-        value = _literal(rest[1:]) if owner.holds_text and rest else rest[1:]
+        value = literal(rest[1:]) if owner.holds_text and rest else rest[1:]
         return f"{sign or '++'}{name}={value}" if rest else word
     if key.is_open:
         return f"{sign or '++'}{name}{rest}" if rest else word
     if key.is_text and rest and rest != "=null":
         is_list = key.type_name == "Any" and rest.startswith("=[") and rest.endswith("]")
-        return word if is_list else f"{sign}{name}={_literal(rest[1:])}"
+        return word if is_list else f"{sign}{name}={literal(rest[1:])}"
     return word
 
 
@@ -97,7 +98,7 @@ def _unknown(name: str, keys: dict[str, Key], groups: frozenset[str]) -> str:
     return f"unknown key '{name}'{nearest(name, [*keys, *groups]) or '; there are ' + ', '.join(near)}"
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """Quotes text for Hydra's grammar, unless it is quoted already."""
     if _QUOTED.fullmatch(text):
         return text

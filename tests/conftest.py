@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 # one for every cluster of this run: Ray keeps the first that a process has read, and knows no other from then on
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(16))
+# a developer's own choices are none of the tests'
+os.environ["MANTA_CONF"] = tempfile.mkdtemp(prefix="manta-conf-")
 
 
 @pytest.fixture(scope="session")

@@ -12,14 +12,13 @@ class Scheme(Enum):
     """Bits of weights and activations.
 
     ``fp8`` and ``w8a8`` quantize activations as they come (dynamic), ``*_static`` by scales found on the user's rows;
-    ``w4a16`` and ``w8a16`` quantize weights alone.
+    ``w4a16`` quantizes weights alone.
     """
 
     fp8 = "fp8"
     fp8_static = "fp8_static"
     w8a8 = "w8a8"
     w8a8_static = "w8a8_static"
-    w8a16 = "w8a16"
     w4a16 = "w4a16"
 
 

@@ -8,9 +8,12 @@ from typing import Any
 
 from conf.schema.model import ModelSpec
 
+SUFFIXES = (".json", ".jinja", ".safetensors", ".model", ".txt", ".bin", ".py", ".onnx", ".data")
+"""Of the files that decide what a model answers."""
 _SAMPLE_BYTES = 64 << 10
 _SAMPLES = 32
-SUFFIXES = (".json", ".jinja", ".safetensors", ".model", ".txt", ".bin", ".py", ".onnx", ".data")
+_BESIDE = ("artifact.json", "card.json")
+"""What Manta writes beside a checkpoint: how it came to be, and what was measured of it."""
 
 
 def fingerprint_model(model: ModelSpec) -> str:
@@ -25,7 +28,7 @@ def fingerprint_model(model: ModelSpec) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for folder in dict.fromkeys((model.path, model.tokenizer or model.path, *model.adapters.values())):
         for path in sorted(Path(folder).expanduser().iterdir()):
-            if path.is_file() and path.suffix in SUFFIXES:
+            if path.is_file() and path.suffix in SUFFIXES and path.name not in _BESIDE:
                 digest.update(path.name.encode())
                 _hash_file(path, digest)
     if model.chat_template is not None:

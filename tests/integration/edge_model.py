@@ -8,9 +8,14 @@ import shutil
 import subprocess
 import sys
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
+
+import pytest
+
+from pipelines.optimize.environment import site
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -33,12 +38,17 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 """By name: the demo's model or a model_type of transformers, the scheme, and fields of the configuration."""
 
+NEEDS_ONNX = pytest.mark.skipif(
+    find_spec("onnxruntime") is None or (find_spec("onnx") is None and not (site() / "onnx").is_dir()),
+    reason="exports need onnx: make optimize",
+)
+
 
 @cache
 def exports() -> dict[str, tuple[Path, dict[str, Any]]]:
     """Returns for each case its folder and what the step measured; ``failed`` is what it said against it."""
     folder = Path(mkdtemp(prefix="manta-edge-"))
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site()), str(ROOT), *sys.path])}
     command = [sys.executable, __file__, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=env, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("EXPORTED ")]

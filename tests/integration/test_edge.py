@@ -15,7 +15,7 @@ import openai
 import pyarrow.parquet as pq
 import pytest
 import services
-from edge_model import exports
+from edge_model import NEEDS_ONNX, exports
 from jobs import ENVIRONMENT, ROOT
 
 from conf.schema.engine import Device, EngineKind, EngineSpec
@@ -26,9 +26,7 @@ from serve.engine.prompt import load_renderer
 from serve.engine.protocol import Completion, Rejection, Request
 from serve.engine.start import start_engine
 
-pytest.importorskip("onnxruntime")
-pytest.importorskip("onnx", reason="exports need requirements/optimize.in")
-LONG = pytest.mark.timeout(290)  # the first test pays the exports
+pytestmark = [NEEDS_ONNX, pytest.mark.timeout(290)]  # the first test pays the exports
 BLOCK = """
 import sys
 
@@ -58,7 +56,6 @@ def batch(environment: dict[str, str], *words: str) -> subprocess.CompletedProce
     return subprocess.run(line, capture_output=True, text=True, timeout=200, env=environment, check=False)
 
 
-@LONG
 def test_a_job_answers_the_demo_without_torch(tmp_path: Path, tickets: Path) -> None:
     environment = without_torch(tmp_path)
     done = batch(environment, f"data.input={tickets}", f"output.path={tmp_path}/out")
@@ -70,7 +67,6 @@ def test_a_job_answers_the_demo_without_torch(tmp_path: Path, tickets: Path) -> 
     assert b"must not be imported at the edge" in again.stderr
 
 
-@LONG
 @pytest.mark.parametrize(
     "words, said",
     [
@@ -94,6 +90,26 @@ def test_what_it_cannot_do_is_said_before_any_work(words: list[str], said: str) 
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["deployment.vllm.enable_auto_tool_choice=true"], "deployment.vllm.enable_auto_tool_choice has no use with"),
+        (["task=embed"], "task=embed has no use with engine=edge"),
+        (["engine=cpu"], "was exported for engine=edge"),
+    ],
+)
+def test_what_no_service_can_do_is_said_before_it_starts(words: list[str], said: str) -> None:
+    from conf.entry import compose
+    from conf.errors import UserError
+    from serve.plan import make_plan
+
+    with pytest.raises(UserError) as caught:
+        make_plan(
+            compose("serve", *edge_words(), "access.open=true", f"deployment.port={services.free_port()}", *words)
+        )
+    assert said in str(caught.value)
+
+
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[services.Service]:
     folder = tmp_path_factory.mktemp("edge")
@@ -114,7 +130,6 @@ def ticket() -> tuple[str, str]:
     return row["ticket"], row["answer"]
 
 
-@LONG
 def test_a_chat_is_answered_whole_and_as_a_stream(client: openai.OpenAI) -> None:
     asked, wanted = ticket()
     messages = [{"role": "user", "content": asked}]
@@ -132,7 +147,6 @@ def test_a_chat_is_answered_whole_and_as_a_stream(client: openai.OpenAI) -> None
     assert len(events) > 10
 
 
-@LONG
 def test_prompts_are_completed_with_logprobs(client: openai.OpenAI) -> None:
     done = client.completions.create(
         model="demo",
@@ -150,7 +164,6 @@ def test_prompts_are_completed_with_logprobs(client: openai.OpenAI) -> None:
     assert all(len(top) == 2 for top in places.top_logprobs or ())
 
 
-@LONG
 def test_several_answers_stop_at_a_text(client: openai.OpenAI) -> None:
     asked, _ = ticket()
     fields = {
@@ -171,7 +184,6 @@ def test_several_answers_stop_at_a_text(client: openai.OpenAI) -> None:
     assert streamed == texts
 
 
-@LONG
 def test_models_and_what_is_refused(service: services.Service, client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["demo"]
     chat = f"{service.url}/v1/chat/completions"
@@ -191,7 +203,6 @@ def test_models_and_what_is_refused(service: services.Service, client: openai.Op
     assert httpx.post(f"{service.url}/v1/embeddings", json={"model": "demo", "input": "x"}).status_code == 404
 
 
-@LONG
 async def test_a_client_that_leaves_frees_the_engine() -> None:
     model = ModelSpec(path=str(exports()["demo"][0]))
     spec = EngineSpec(kind=EngineKind.onnx, max_num_seqs=2)
@@ -216,7 +227,6 @@ async def test_a_client_that_leaves_frees_the_engine() -> None:
     await engine.close()
 
 
-@LONG
 async def test_a_cache_too_small_for_the_context_is_said_at_the_start() -> None:
     model = ModelSpec(path=str(exports()["demo"][0]))
     with pytest.raises(EngineDead, match=r"engine.kv_cache_bytes must be >= 2097152 for a context of 512 tokens"):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from contract import CHECKS, GRAMMAR_CHECKS
-from edge_model import exports
+from edge_model import NEEDS_ONNX, exports
 
 ENGINES = {
     "fake": {"kind": "fake"},
@@ -24,14 +24,12 @@ ENGINES = {
 WITHOUT_GRAMMARS = ("fake", "onnx")
 """The fake knows nothing of them; the edge engine rejects such a row, which a test below shows."""
 # an engine's start is most of a minute; these two are what services start, in the tests of theirs
-MARKS = {"vllm_separate": pytest.mark.slow, "vllm_tp2": pytest.mark.slow}
+MARKS = {"onnx": NEEDS_ONNX, "vllm_separate": pytest.mark.slow, "vllm_tp2": pytest.mark.slow}
 
 
 def contract(engine: str) -> dict:
     if engine != "onnx":
         return run_in_own_process(ENGINES[engine])
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnx", reason="exports need requirements/optimize.in")
     return run_in_own_process({**ENGINES[engine], "model": str(exports()["demo_blocks"][0])})
 
 

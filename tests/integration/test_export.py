@@ -5,23 +5,20 @@ from __future__ import annotations
 import json
 
 import pytest
-from edge_model import CASES, SMALL, exports
+from edge_model import CASES, NEEDS_ONNX, SMALL, exports
 
 from conf.schema.model import ModelSpec
 from serve.engine.onnx.layout import read_edge_model
 from serve.engine.prompt import load_renderer
 
-pytest.importorskip("onnxruntime")
-pytest.importorskip("onnx", reason="exports need requirements/optimize.in")
+pytestmark = [NEEDS_ONNX, pytest.mark.timeout(290)]  # the first test pays the exports
 REFUSED = {
     "gelu": "hidden_act silu",
     "odd": "block_size=32 must divide hidden_size=72",
     "gpt2": "the model is GPT2",
 }
-LONG = pytest.mark.timeout(290)  # the first test pays the exports
 
 
-@LONG
 @pytest.mark.parametrize(
     "name", [name for name, (_, scheme, _) in CASES.items() if scheme == "fp32" and name not in REFUSED]
 )
@@ -31,7 +28,6 @@ def test_in_float32_it_chooses_the_model_s_tokens(name: str) -> None:
     assert measured["max_logit_difference"] < 1e-3
 
 
-@LONG
 @pytest.mark.parametrize(
     "name, most", [("demo", 0.05), ("demo_blocks", 0.02), ("qwen3_int8", 0.1), ("qwen2_blocks", 0.05)]
 )
@@ -43,20 +39,17 @@ def test_in_8_bits_it_is_near_and_small(name: str, most: float) -> None:
     assert weights - angles < 0.4 * 4 * measured["parameters"]  # a float32 has 4 bytes
 
 
-@LONG
 def test_in_4_bits_it_is_smaller() -> None:
     folder, measured = exports()["llama_int4"]
     assert measured["logit_error"] < 0.5
     assert (folder / "model.onnx.data").stat().st_size < 0.3 * 4 * measured["parameters"]
 
 
-@LONG
 @pytest.mark.parametrize("name, said", REFUSED.items())
 def test_a_model_that_the_graph_has_no_words_for_is_refused(name: str, said: str) -> None:
     assert said in exports()[name][1]["failed"]
 
 
-@LONG
 def test_a_folder_says_what_the_engine_must_know() -> None:
     folder, measured = exports()["mistral"]
     edge = read_edge_model(str(folder))
@@ -66,7 +59,6 @@ def test_a_folder_says_what_the_engine_must_know() -> None:
     assert json.loads((folder / "config.json").read_text())["max_position_embeddings"] == edge.context
 
 
-@LONG
 def test_prompts_have_the_tokens_that_they_have_in_the_checkpoint(demo_model) -> None:
     folder, _ = exports()["demo"]
     edge, whole = (load_renderer(ModelSpec(path=str(path)), 512, None) for path in (folder, demo_model))

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from conf.schema.export import ExportScheme, ExportSpec
+from pipelines.optimize.export.known import refusal, window
+from pipelines.optimize.step.checkpoint import load_model
 from pipelines.optimize.step.task import StepFailed, StepTask
 from serve.engine.onnx.layout import EdgeModel
 
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-"""Whose angles depend on the place alone."""
 GRAPH, WEIGHTS = "model.onnx", "model.onnx.data"
 WRONG = 0.5
 """Standard deviations of logits: few bits move them less, a graph that computes something else moves them more."""
@@ -31,16 +30,15 @@ def run(task: StepTask) -> dict[str, Any]:
     Raises:
         StepFailed: when the model is of no kind that is known, or the graph does not compute what it does.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from pipelines.optimize.onnx_check import compare, prompts_of
+    from pipelines.optimize.export.agreement import compare, prompts_of
 
     spec = task.spec.export
-    config = AutoConfig.from_pretrained(task.source, local_files_only=True)
-    context = _check(config, spec)
-    hf = AutoModelForCausalLM.from_pretrained(task.source, dtype=torch.float32, local_files_only=True).eval()
-    edge = _write_graph(hf, config, spec, context, task.target)
+    plain = json.loads((task.source / "config.json").read_text(encoding="utf-8"))
+    if why := refusal(plain, spec):
+        raise StepFailed(why)
+    context = spec.context or plain["max_position_embeddings"]
+    hf = load_model(task.source, "float32").eval()
+    edge = _write_graph(hf, window(plain), spec, context, task.target)
     edge.write(task.target)
     _copy_configuration(task.source, task.target, context)
     agreement = compare(hf, task.target, edge, prompts_of(edge.vocabulary, context, task.seed))
@@ -63,36 +61,12 @@ def run(task: StepTask) -> dict[str, Any]:
     }
 
 
-def _check(config: Any, spec: ExportSpec) -> int:
-    """Returns the context in tokens.
-
-    Raises:
-        StepFailed: for a model that the graph has no words for.
-    """
-    (kind,) = getattr(config, "architectures", None) or ("nothing",)
-    if kind not in ARCHITECTURES:
-        raise StepFailed(f"export knows {', '.join(ARCHITECTURES)}; the model is {kind}")
-    if getattr(config, "quantization_config", None):
-        raise StepFailed("export takes plain weights, and these are quantized: put it in the place of quantize")
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope not in ROPE_TYPES:
-        raise StepFailed(f"export knows rope_type {', '.join(ROPE_TYPES)}; the model has {rope}")
-    if config.hidden_act != "silu":
-        raise StepFailed(f"export knows hidden_act silu; the model has {config.hidden_act}")
-    if spec.scheme.bits < 32 and config.hidden_size % spec.block_size:
-        raise StepFailed(f"export.block_size={spec.block_size} must divide hidden_size={config.hidden_size}")
-    own = config.max_position_embeddings
-    if spec.context is not None and spec.context > own:
-        raise StepFailed(f"export.context must be <= max_position_embeddings={own}, got {spec.context}")
-    return spec.context or own
-
-
-def _write_graph(hf: Any, config: Any, spec: ExportSpec, context: int, target: Path) -> EdgeModel:
+def _write_graph(hf: Any, seen: int, spec: ExportSpec, context: int, target: Path) -> EdgeModel:
     import onnx  # pyright: ignore[reportMissingImports]
 
-    from pipelines.optimize.onnx_graph import Decoder, Precision, build_graph
+    from pipelines.optimize.export.graph import Decoder, Precision, build_graph
 
-    weights = hf.state_dict()
+    weights, config = hf.state_dict(), hf.config
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     first = "model.layers.0.self_attn"
     decoder = Decoder(
@@ -101,7 +75,7 @@ def _write_graph(hf: Any, config: Any, spec: ExportSpec, context: int, target: P
         kv_heads=config.num_key_value_heads,
         head_dim=dim,
         epsilon=config.rms_norm_eps,
-        window=_window(config),
+        window=seen,
         is_tied=bool(config.tie_word_embeddings),
         has_bias=f"{first}.q_proj.bias" in weights,
         has_output_bias=f"{first}.o_proj.bias" in weights,
@@ -128,21 +102,6 @@ def _write_graph(hf: Any, config: Any, spec: ExportSpec, context: int, target: P
         context=context,
         end_ids=_end_ids(hf, config),
     )
-
-
-def _window(config: Any) -> int:
-    """Tokens that a token sees; -1 is all.
-
-    Raises:
-        StepFailed: where layers differ in that.
-    """
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if len(kinds) > 1:
-        raise StepFailed(f"export knows layers of one kind; the model has {', '.join(sorted(kinds))}")
-    window = getattr(config, "sliding_window", None)
-    if kinds == {"full_attention"} or getattr(config, "use_sliding_window", True) is False:
-        return -1
-    return window or -1
 
 
 def _angles(hf: Any, dim: int, context: int) -> tuple[np.ndarray, np.ndarray]:

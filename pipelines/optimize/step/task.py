@@ -41,6 +41,14 @@ class StepTask:
     examples: Path | None
     """A Parquet file of `EXAMPLES`; null where the step needs no rows."""
     seed: int
+    progress: Path | None = None
+    """A file for lines that the user is to see meanwhile."""
+
+    def say(self, line: str) -> None:
+        """Shows a line to the user."""
+        if self.progress is not None:
+            with self.progress.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
 
     def read_examples(self) -> list[Example]:
         """Returns the rows.

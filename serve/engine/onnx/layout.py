@@ -10,7 +10,7 @@ from conf.errors import UserError
 
 EDGE = "edge.json"
 VERSION = 1
-"""Of the graph's inputs and outputs; see `pipelines.optimize.onnx_graph.build_graph`."""
+"""Of the graph's inputs and outputs; see `pipelines.optimize.export.graph.build_graph`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,6 +8,7 @@ import struct
 from typing import Any
 
 import pytest
+from conftest import SHARED_DATA
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types import Completion, CreateEmbeddingResponse
@@ -19,7 +20,6 @@ from pipelines.batch.openai_request import CHAT, COMPLETIONS, EMBEDDINGS, BatchR
 from pipelines.batch.openai_response import chat_body, completion_body, embedding_body, error_line, response_line
 from serve.engine.errors import RequestRejected
 from serve.engine.protocol import Sample, TokenLogprob
-from tests.conftest import SHARED_DATA
 
 USER = {"role": "user", "content": "q"}
 NEEDED = {CHAT: {"messages": [USER]}, COMPLETIONS: {"prompt": "p"}, EMBEDDINGS: {"input": "i"}}

@@ -20,6 +20,7 @@ from conf.schema.task import Task
 CONF = Path(conf.__file__).parent
 PRIMARIES = sorted(path.stem for path in CONF.glob("*.yaml"))
 OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
+STEPS = sorted((path.parent.name, path.stem) for path in CONF.glob("step/*/*.yaml"))
 HEAVY = ("torch", "ray", "vllm", "transformers", "pyarrow")
 
 
@@ -44,7 +45,7 @@ def test_every_primary_has_a_schema_and_every_schema_a_primary():
 
 
 def test_all_yaml_files_are_primaries_or_options_of_a_group():
-    assert len(list(CONF.rglob("*.yaml"))) == len(PRIMARIES) + len(OPTIONS)
+    assert len(list(CONF.rglob("*.yaml"))) == len(PRIMARIES) + len(OPTIONS) + len(STEPS)
 
 
 @pytest.mark.parametrize("primary", PRIMARIES)
@@ -69,6 +70,30 @@ def test_group_option_composes_and_sets_what_its_file_says(group: str, option: s
                 if is_dataclass(got):  # a nested node: the file says a part of it
                     got = {name: getattr(got, name) for name in value}
                 assert getattr(got, "name", got) == value
+
+
+@pytest.mark.parametrize("kind,option", STEPS)
+def test_a_step_s_option_composes_and_sets_what_its_file_says(kind: str, option: str):
+    said = yaml.safe_load((CONF / "step" / kind / f"{option}.yaml").read_text())
+    (step,) = compose_filled(
+        "optimize", "recipe=custom", f"+step/{kind}@recipe.steps.mine={option}"
+    ).recipe.steps.values()
+    assert step.kind.value == said["kind"] == kind
+    for key, value in said.get(kind, {}).items():
+        got = getattr(step.part, key)
+        assert getattr(got, "name", got) == value
+
+
+def test_a_user_s_own_choices_stand_beside_the_shipped_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    own = tmp_path / "it's, mine"
+    for name, text in {"model/mine": "name: mine\npath: /somewhere", "data/tickets": "input: other\nprompt: p"}.items():
+        (own / name).parent.mkdir(parents=True, exist_ok=True)
+        (own / f"{name}.yaml").write_text(text)
+    monkeypatch.setenv("MANTA_CONF", str(own))
+    assert "mine" in entry.options("model")
+    job = entry.compose("batch", "model=mine", "data=tickets")
+    assert job.model.path == "/somewhere"
+    assert str(job.data.input).endswith("demo/tickets.jsonl"), "a shipped choice keeps its meaning"
 
 
 def test_an_option_builds_on_the_option_it_names():

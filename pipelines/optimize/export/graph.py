@@ -15,7 +15,7 @@ import numpy as np
 import onnx  # pyright: ignore[reportMissingImports]
 from onnx import TensorProto, helper, numpy_helper  # pyright: ignore[reportMissingImports]
 
-from pipelines.optimize.onnx_weights import to_blocks
+from pipelines.optimize.export.blocks import to_blocks
 
 OPSET, MICROSOFT = 17, "com.microsoft"
 Read = Callable[[str], np.ndarray]

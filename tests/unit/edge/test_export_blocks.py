@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.optimize.onnx_weights import to_blocks
+from pipelines.optimize.export.blocks import to_blocks
 
 
 def restored(weight: np.ndarray, bits: int, size: int) -> np.ndarray:

@@ -1,0 +1,93 @@
+"""The steps of a recipe with the folders of their results: what is done already, and what is to be done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from conf.errors import UserError
+from conf.schema.model import ModelSpec
+from conf.schema.recipe import RecipeSpec
+from conf.schema.step import StepKind, StepSpec
+from pipelines.artifact import Artifact, Form, read_artifact
+from serve.engine.fingerprint import fingerprint_model
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Link:
+    """A step with its place in the chain."""
+
+    name: str
+    spec: StepSpec
+    key: str
+    """16 hex digits of all that decides its result."""
+    parent: str
+    """The key before it; of the first one the model's fingerprint."""
+    folder: Path
+    """Where its result is kept."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The step's configuration: its kind, and the part that counts."""
+        return {"kind": self.spec.kind.value, **_plain(asdict(self.spec.part))}
+
+    @property
+    def form(self) -> Form:
+        """How the weights of its result lie."""
+        if self.spec.kind is StepKind.quantize:
+            return Form.compressed
+        return Form.onnx if self.spec.kind is StepKind.export else Form.plain
+
+
+def link_steps(recipe: RecipeSpec, fingerprint: str, rows: str | None, seed: int, store: Path) -> list[Link]:
+    """Returns the chain.
+
+    Args:
+        recipe: the steps.
+        fingerprint: of the first model, which is also the teacher.
+        rows: a digest of the examples; null where there are none.
+        seed: of what is drawn.
+        store: the folder of results.
+    """
+    chain: list[Link] = []
+    parent = fingerprint
+    for name, spec in recipe.steps.items():
+        decides = {
+            "parent": parent,
+            "step": {"kind": spec.kind.value, **_plain(asdict(spec.part))},
+            "rows": rows if spec.needs_rows else None,
+            "teacher": fingerprint if spec.kind is StepKind.distill else None,
+            "seed": seed if spec.needs_rows else None,
+        }
+        key = hashlib.blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=8).hexdigest()
+        chain.append(Link(name=name, spec=spec, key=key, parent=parent, folder=store / f"{name}-{key}"))
+        parent = key
+    return chain
+
+
+def find_done(link: Link) -> Artifact | None:
+    """Returns what a former run made of a step; null where none did.
+
+    Raises:
+        UserError: when it was changed since: nothing that is built on it could be explained.
+    """
+    artifact = read_artifact(link.folder)
+    if artifact is None:
+        return None
+    if artifact.fingerprint != fingerprint_folder(link.folder):
+        raise UserError(f"{link.folder} was changed after it was made: delete it, and the step is done again")
+    return artifact
+
+
+def fingerprint_folder(folder: Path) -> str:
+    """Returns 16 hex digits of a checkpoint's files; see `serve.engine.fingerprint`."""
+    return fingerprint_model(ModelSpec(path=str(folder)))
+
+
+def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: item.value if isinstance(item, Enum) else item for key, item in value.items()}

@@ -1,0 +1,1 @@
+"""Fewer bits: what a scheme is in llm-compressor's terms, and how a checkpoint gets there."""

@@ -1,0 +1,128 @@
+"""The step `quantize`: llm-compressor writes what vLLM loads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from conf.schema.quantize import QuantizeSpec, Rounding
+from pipelines.optimize.quantize.scheme import activation_args, choose_group, kv_cache_args, weight_args
+from pipelines.optimize.step.checkpoint import copy_tokenizer, load_model
+from pipelines.optimize.step.task import StepFailed, StepTask
+
+
+def run(task: StepTask) -> dict[str, Any]:
+    """Quantizes a checkpoint.
+
+    Returns:
+        ``bits`` of a quantized weight as it was saved, ``group_size`` (null: a whole row) and ``quantized_layers``.
+
+    Raises:
+        StepFailed: when the model's shapes do not allow it, or nothing was quantized.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from llmcompressor import oneshot
+
+    spec = task.spec.quantize
+    model = load_model(task.source, "auto")
+    group_size = choose_group(spec, _in_features(model, spec))
+    if spec.rounding is Rounding.qat:
+        from pipelines.optimize.quantize.qat import train
+
+        train(model, task, group_size)
+    rows = _loader(task) if spec.needs_rows and spec.rounding is not Rounding.qat else None
+    _leave_memory_unpinned()
+    oneshot(
+        model=model,
+        recipe=_modifiers(spec, group_size),
+        dataset=rows,
+        num_calibration_samples=len(rows) if rows is not None else 0,
+    )
+    widths = {name: module for name, module in model.named_modules() if hasattr(module, "quantization_scheme")}
+    values = {name: module.in_features * module.out_features for name, module in widths.items()}
+    model.save_pretrained(task.target, save_compressed=True)
+    copy_tokenizer(task.source, task.target)
+    bits = saved_bits(task.target, values)
+    if not bits:
+        raise StepFailed(f"quantize.ignore={spec.ignore} leaves no linear layer to quantize")
+    return {"bits": bits, "group_size": group_size, "quantized_layers": len(values)}
+
+
+def saved_bits(folder: Path, values: Mapping[str, int]) -> float:
+    """Returns the bits that a saved weight takes, scales included; 0 where there are none.
+
+    Args:
+        folder: the checkpoint.
+        values: how many weights each layer has.
+
+    Raises:
+        StepFailed: when a layer was saved as it was: in 16 bits or more.
+    """
+    from safetensors import safe_open
+
+    taken = dict.fromkeys(values, 0)
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no dict)
+                layer, _, part = name.rpartition(".")
+                if layer in taken and part.startswith("weight"):
+                    taken[layer] += file.get_tensor(name).nbytes * 8
+    plain = next((layer for layer, bits in taken.items() if not 0 < bits < 16 * values[layer]), None)
+    if plain is not None:
+        raise StepFailed(
+            f"{plain} was saved with {taken[plain] / values[plain]:.1f} bits a weight: nothing was quantized"
+        )
+    return sum(taken.values()) / sum(values.values()) if values else 0.0
+
+
+def _in_features(model: Any, spec: QuantizeSpec) -> dict[str, int]:
+    import torch
+
+    return {
+        name: module.in_features
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name not in spec.ignore
+    }
+
+
+def _modifiers(spec: QuantizeSpec, group_size: int | None) -> list[Any]:
+    """The step in llm-compressor's terms, in the order in which it applies them."""
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform.awq import AWQModifier
+    from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
+
+    group: dict[str, Any] = {"targets": ["Linear"], "weights": weight_args(spec, group_size)}
+    if (activations := activation_args(spec)) is not None:
+        group["input_activations"] = activations
+    how: dict[str, Any] = {"config_groups": {"group_0": group}, "ignore": list(spec.ignore)}
+    if spec.kv_cache:
+        how["kv_cache_scheme"] = kv_cache_args()
+    made: list[Any] = []
+    if spec.smooth is not None:
+        made.append(SmoothQuantModifier(smoothing_strength=spec.smooth))
+    if spec.rounding is Rounding.awq:
+        made.append(AWQModifier())
+    made.append((GPTQModifier if spec.rounding is Rounding.gptq else QuantizationModifier)(**how))
+    return made
+
+
+def _loader(task: StepTask) -> Any:
+    """The rows, one at a time: padding would count in the statistics of activations."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    rows = [torch.tensor(row.prompt + (row.answer or [])) for row in task.read_examples()]
+    whole = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in rows]
+    return DataLoader(whole, batch_size=1)  # type: ignore[arg-type]
+
+
+def _leave_memory_unpinned() -> None:
+    """Pinning memory needs a device; without one AWQ fails on it (llm-compressor 0.14, pipelines/cache.py)."""
+    import torch
+    from llmcompressor.pipelines.cache import IntermediatesCache
+
+    if not torch.accelerator.is_available():
+        IntermediatesCache.pin_memory = lambda self, batch_index: None  # type: ignore[method-assign]

@@ -1,0 +1,98 @@
+"""Runs what is not done of a chain: each step a Ray task with its own resources and environment."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from conf.schema.step import StepKind
+from pipelines.artifact import Artifact
+from pipelines.optimize.chain import Link, fingerprint_folder
+from pipelines.optimize.environment import runtime_env, versions
+from pipelines.optimize.step.task import StepFailed, StepTask
+
+POLL_S = 0.5
+
+
+def run_step(link: Link, task: StepTask, model: str, num_gpus: float, say: Callable[[str], None]) -> Artifact:
+    """Runs a step and keeps its result.
+
+    Args:
+        link: the step.
+        task: what it is given; its target and progress file are set here.
+        model: the first model's name, for the record.
+        num_gpus: GPUs that the task asks for.
+        say: takes lines of progress.
+
+    Raises:
+        StepFailed: when the step cannot do it.
+    """
+    import ray
+
+    link.folder.parent.mkdir(parents=True, exist_ok=True)
+    target = link.folder.with_name(f".{link.folder.name}.{uuid.uuid4().hex[:8]}")
+    target.mkdir()
+    progress = target.with_suffix(".progress")
+    progress.touch()
+    began = time.monotonic()
+    try:
+        remote = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=0)(_run)
+        reference = remote.options(runtime_env=runtime_env()).remote(
+            link.spec.kind, replace(task, target=target, progress=progress)
+        )
+        with progress.open(encoding="utf-8") as lines:
+            while not ray.wait([reference], timeout=POLL_S)[0]:
+                _pass_on(lines, say)
+            _pass_on(lines, say)
+        measured, failure = ray.get(reference)
+        if failure is not None:
+            raise StepFailed(failure)
+        artifact = Artifact(
+            key=link.key,
+            form=link.form,
+            step=link.name,
+            spec=link.settings,
+            parent=link.parent,
+            model=model,
+            fingerprint=fingerprint_folder(target),
+            seconds=round(time.monotonic() - began, 3),
+            versions=versions(),
+            measured=measured,
+        )
+        artifact.write(target)
+        shutil.rmtree(link.folder, ignore_errors=True)
+        target.rename(link.folder)
+        return artifact
+    finally:
+        shutil.rmtree(target, ignore_errors=True)
+        progress.unlink(missing_ok=True)
+
+
+def _run(kind: StepKind, task: StepTask) -> tuple[dict[str, Any], str | None]:
+    """What the task does, in its own process: the step's measures, or why it cannot be done."""
+    try:
+        return import_module(f"pipelines.optimize.step.{kind.value}").run(task), None
+    except StepFailed as failure:
+        return {}, str(failure)
+
+
+def _pass_on(lines: Any, say: Callable[[str], None]) -> None:
+    for line in lines:
+        say(line.rstrip("\n"))
+
+
+def publish(source: Path, target: Path) -> None:
+    """Puts a step's result into the folder that the user named: file by file, the record last."""
+    target.mkdir(parents=True, exist_ok=True)
+    for stale in target.iterdir():
+        if stale.is_file():
+            stale.unlink()
+    files = sorted(path for path in source.iterdir() if path.is_file())
+    for path in sorted(files, key=lambda path: path.name == "artifact.json"):
+        shutil.copyfile(path, target / path.name)

@@ -1,0 +1,51 @@
+"""Each recipe, as people run it, and its result in the engine that serves it. A case is four lines of YAML."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT
+from real import ENVIRONMENT, manta, record
+
+from conf import entry
+
+CASES = {path.stem: path for path in sorted((ROOT / "tests" / "e2e" / "recipes").glob("*.yaml"))}
+QUICK = ("w8a8",)
+"""Those of the default run."""
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+
+
+def optimize(*words: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "conf.cli", "optimize", "model=demo", *words]
+    return subprocess.run(line, capture_output=True, text=True, timeout=300, env=ENVIRONMENT, check=False)
+
+
+def test_every_recipe_has_a_case():
+    assert sorted(CASES) == sorted(set(entry.options("recipe")) - {"custom"})
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CASES]
+)
+def test_a_recipe_s_result_answers_in_the_engine(name: str, tickets: Path, tmp_path: Path):
+    case: dict[str, Any] = yaml.safe_load(CASES[name].read_text())
+    out = tmp_path / "out"
+    words = (f"recipe={case['recipe']}", f"output.path={out}", f"name=e2e-{name}")
+    words += ("data=tickets", f"examples.rows={case['rows']}") if case["rows"] else ()
+    done = optimize(*words)
+    assert done.returncode == 0, done.stderr
+    saved = json.loads((out / "artifact.json").read_text())
+    assert saved["measured"]["bits"] == pytest.approx(case["bits"], abs=0.6)
+    again = optimize(*words)
+    assert again.returncode == 0, again.stderr
+    assert "step 1" not in again.stderr, "nothing is done twice"
+    answers = tmp_path / "answers"
+    asked = manta(f"model=e2e-{name}", "data=tickets", f"data.input={tickets}", f"output.path={answers}")
+    assert asked.returncode == 0, asked.stderr
+    assert record(answers)["exact_match"] >= case["exact_match"]
