@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -74,6 +75,7 @@ def test_a_job_answers_the_demo_without_torch(tmp_path: Path, tickets: Path) -> 
         (["task=embed"], "task=embed has no use with engine=edge"),
         (["model.adapters.a=/x"], "model.adapters has no use with engine=edge"),
         (["engine.vllm.seed=1"], "engine.vllm.seed has no use with engine=edge"),
+        (["engine.device=cuda"], "engine.device=cuda has no use with engine=edge"),
         (["engine.tensor_parallel_size=2"], "engine=edge is not partitioned"),
         (["engine.max_model_len=5000"], "engine.max_model_len must be <= the 4096 tokens"),
         ([f"model.path={ROOT}/demo/model"], "no edge.json in it"),
@@ -201,6 +203,30 @@ def test_models_and_what_is_refused(service: services.Service, client: openai.Op
         assert answer.status_code == status, (body, answer.text)
         assert answer.json()["error"]["message"]
     assert httpx.post(f"{service.url}/v1/embeddings", json={"model": "demo", "input": "x"}).status_code == 404
+
+
+@pytest.mark.parametrize("name", ["qwen3", "mistral"])
+async def test_however_prompts_are_read_and_seated_the_answers_are_the_same(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = random.Random(0)
+    prompts = [[draw.randrange(3, 2048) for _ in range(size)] for size in (1, 3, 60, 17, 2, 33, 90, 16, 5, 48, 70, 4)]
+
+    async def answers(part_tokens: int, sequences: int) -> dict[str, list[str]]:
+        monkeypatch.setattr("serve.engine.onnx.stepper.PREFILL_TOKENS", part_tokens)
+        spec = EngineSpec(kind=EngineKind.onnx, max_num_seqs=sequences)
+        engine = await start_engine(ModelSpec(path=str(exports()[name][0])), spec, Device.cpu, 128)
+        sampling = [SamplingSpec(max_tokens=5 + 7 * (i % 4), ignore_eos=True, logprobs=0) for i in range(len(prompts))]
+        requests = [Request(id=str(i), token_ids=p, sampling=sampling[i]) for i, p in enumerate(prompts)]
+        outcomes = [outcome async for outcome in engine.generate(requests)]
+        await engine.close()
+        completions = [outcome for outcome in outcomes if isinstance(outcome, Completion)]
+        return {o.request_id: [place.token for place in o.samples[0].logprobs or ()] for o in completions}
+
+    alone = await answers(512, 1)
+    assert len(alone) == len(prompts)
+    assert await answers(16, 3) == alone  # prompts in parts, beside others that are answered
+    assert await answers(512, 12) == alone  # side by side, filled up
 
 
 async def test_a_client_that_leaves_frees_the_engine() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from conf.errors import UserError
-from conf.schema.engine import EngineKind, EngineSpec, Sizing
+from conf.schema.engine import Device, EngineKind, EngineSpec, Sizing
 from conf.schema.model import ModelSpec
 from conf.schema.sampling import SamplingSpec
 from conf.schema.task import Task
@@ -31,6 +31,8 @@ def check_edge(model: ModelSpec, engine: EngineSpec, task: Task) -> EdgeModel:
         raise UserError(f"engine.vllm.{name} has no use with engine=edge: vLLM does not run")
     if engine.world_size > 1 or engine.engines_per_device > 1:
         raise UserError("engine=edge is not partitioned: leave the engine's sizes at 1, and set engine.num_replicas")
+    if engine.device is Device.cuda:
+        raise UserError("engine.device=cuda has no use with engine=edge: it runs on the CPU")
     if engine.sizing is not Sizing.given:
         raise UserError("engine.sizing=planned has no use with engine=edge: manta plan knows vLLM's speed")
     if engine.max_model_len is not None and engine.max_model_len > edge.context:
