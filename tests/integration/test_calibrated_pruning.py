@@ -17,6 +17,7 @@ OVERLAY = Path(os.environ.get("MANTA_TEST_OVERLAY", ROOT / ".venv" / "optimize")
 """What `make optimize` installs."""
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(280)
 @pytest.mark.skipif(not (OVERLAY / "llmcompressor").is_dir(), reason="llmcompressor is absent: make optimize")
 def test_the_zeros_of_both_methods_are_in_the_file_and_only_sparsegpt_moves_the_others(tmp_path: Path) -> None:

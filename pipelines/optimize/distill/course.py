@@ -16,7 +16,7 @@ from pipelines.optimize.distill.rate import peak_rate, rate_at
 from pipelines.optimize.distill.resume import load_state, save_state, state_file
 from pipelines.optimize.distill.writer import write_answers
 from pipelines.optimize.distill.zeros import find_zeros
-from pipelines.optimize.step.task import Example, StepTask
+from pipelines.optimize.step.task import Example, StepFailed, StepTask
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +49,9 @@ def learn(task: StepTask, worker: Worker, stored: Path | None) -> dict[str, Any]
 
     Returns:
         What the meter found, of this worker.
+
+    Raises:
+        StepFailed: when the loss is no longer a number.
     """
     import torch
 
@@ -84,13 +87,20 @@ def learn(task: StepTask, worker: Worker, stored: Path | None) -> dict[str, Any]
         torch.nn.utils.clip_grad_norm_(student.parameters(), spec.max_grad_norm)
         optimizer.step()
         zeros.restore()
+        if not loss.isfinite():
+            raise StepFailed(f"the loss is {loss.item()} at step {step + 1}: lower distill.learning_rate={peak:g}")
         meter.add(loss.item(), sum(len(row.prompt) + len(row.answer or ()) for row in taken))
-        if worker.rank == 0 and spec.checkpoint_steps and (step + 1) % spec.checkpoint_steps == 0:
+        if worker.rank == 0 and _is_kept(step + 1, spec):
             save_state(state, student, optimizer, step + 1)
     if worker.rank == 0:
         save_decoder(student.eval(), task.source, task.target)
         state.unlink(missing_ok=True)
     return {**meter.result(), "learning_rate": peak, "masked_matrices": len(zeros.masks)}
+
+
+def _is_kept(done: int, spec: DistillSpec) -> bool:
+    """Whether the state after some steps is saved; that of the last one is the result."""
+    return spec.checkpoint_steps > 0 and done % spec.checkpoint_steps == 0 and done < spec.steps
 
 
 def _make_optimizer(student: Any, weight_decay: float) -> torch.optim.Optimizer:

@@ -242,6 +242,12 @@ def test_a_broken_run_goes_on_and_ends_where_a_whole_one_would(tmp_path: Path):
         assert torch.equal(tensor, weights(broken.target)[name]), name
 
 
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path):
+    student, teacher = pair(tmp_path)
+    with pytest.raises(StepFailed, match=r"the loss is (nan|inf) at step \d+: lower distill\.learning_rate=1e\+30"):
+        distill.run(distill_task(tmp_path, student, teacher, learning_rate=1e30))
+
+
 def test_another_run_does_not_take_up_the_state(tmp_path: Path):
     student, teacher = pair(tmp_path)
     tasks = [distill_task(tmp_path, student, teacher, name, steps=steps) for name, steps in (("a", 6), ("b", 7))]
