@@ -12,11 +12,11 @@ from pipelines.optimize.decoder import load_decoder, save_decoder
 from pipelines.optimize.distill.lesson import load_stored, needs_teacher
 from pipelines.optimize.distill.meter import Meter
 from pipelines.optimize.distill.order import is_on_policy, plan_steps, share_of
-from pipelines.optimize.distill.rate import rate_at
+from pipelines.optimize.distill.rate import peak_rate, rate_at
 from pipelines.optimize.distill.resume import load_state, save_state, state_file
 from pipelines.optimize.distill.writer import write_answers
 from pipelines.optimize.distill.zeros import find_zeros
-from pipelines.optimize.step.task import Example, StepTask
+from pipelines.optimize.step.task import Example, StepFailed, StepTask
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +49,9 @@ def learn(task: StepTask, worker: Worker, stored: Path | None) -> dict[str, Any]
 
     Returns:
         What the meter found, of this worker.
+
+    Raises:
+        StepFailed: when the loss is no longer a number.
     """
     import torch
 
@@ -62,7 +65,8 @@ def learn(task: StepTask, worker: Worker, stored: Path | None) -> dict[str, Any]
     zeros = find_zeros(student, spec.keep_mask)
     objective = Objective(spec, student, teacher, None if stored is None else load_stored(stored))
     module = objective if worker.wrap is None else worker.wrap(objective)
-    optimizer = _make_optimizer(student, spec)
+    peak = peak_rate(spec.learning_rate, student.config.hidden_size)
+    optimizer = _make_optimizer(student, spec.weight_decay)
     state = state_file(task)
     begun = load_state(state, student, optimizer)
     meter = Meter(steps=spec.steps, every_s=spec.log_s, begun=begun, quiet=worker.rank > 0)
@@ -70,12 +74,12 @@ def learn(task: StepTask, worker: Worker, stored: Path | None) -> dict[str, Any]
     for step in range(begun, spec.steps):
         numbers = share_of(planned[step], worker.rank, worker.workers)
         taken, written = [rows[row] for row in numbers], is_on_policy(step, spec.on_policy, task.seed)
+        # Anew at each step, so that a run that goes on draws what it would have drawn.
+        torch.manual_seed((task.seed * spec.steps + step) * worker.workers + worker.rank)
         if written:
-            # Anew at each step, so that a run that goes on draws what it would have drawn.
-            torch.manual_seed((task.seed * spec.steps + step) * worker.workers + worker.rank)
             taken = write_answers(student, taken, spec.max_answer_tokens, sample=True)
         for group in optimizer.param_groups:
-            group["lr"] = spec.learning_rate * rate_at(step, spec.steps, spec.warmup)
+            group["lr"] = peak * rate_at(step, spec.steps, spec.warmup)
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(worker.device.type, dtype=torch.bfloat16, enabled=worker.device.type == "cuda"):
             loss = module(taken, numbers, written)
@@ -83,23 +87,30 @@ def learn(task: StepTask, worker: Worker, stored: Path | None) -> dict[str, Any]
         torch.nn.utils.clip_grad_norm_(student.parameters(), spec.max_grad_norm)
         optimizer.step()
         zeros.restore()
+        if not loss.isfinite():
+            raise StepFailed(f"the loss is {loss.item()} at step {step + 1}: lower distill.learning_rate={peak:g}")
         meter.add(loss.item(), sum(len(row.prompt) + len(row.answer or ()) for row in taken))
-        if worker.rank == 0 and spec.checkpoint_steps and (step + 1) % spec.checkpoint_steps == 0:
+        if worker.rank == 0 and _is_kept(step + 1, spec):
             save_state(state, student, optimizer, step + 1)
     if worker.rank == 0:
         save_decoder(student.eval(), task.source, task.target)
         state.unlink(missing_ok=True)
-    return {**meter.result(), "masked_matrices": len(zeros.masks)}
+    return {**meter.result(), "learning_rate": peak, "masked_matrices": len(zeros.masks)}
 
 
-def _make_optimizer(student: Any, spec: DistillSpec) -> torch.optim.Optimizer:
+def _is_kept(done: int, spec: DistillSpec) -> bool:
+    """Whether the state after some steps is saved; that of the last one is the result."""
+    return spec.checkpoint_steps > 0 and done % spec.checkpoint_steps == 0 and done < spec.steps
+
+
+def _make_optimizer(student: Any, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW; norms and biases do not decay."""
     import torch
 
     matrices = [weight for weight in student.parameters() if weight.ndim > 1]
     vectors = [weight for weight in student.parameters() if weight.ndim == 1]
     groups = [
-        {"params": matrices, "weight_decay": spec.weight_decay},
+        {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=spec.learning_rate, betas=(0.9, 0.95))
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95))

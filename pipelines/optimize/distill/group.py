@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ def learn_together(task: StepTask, stored: Path | None) -> dict[str, Any]:
         What the first worker found.
 
     Raises:
-        StepFailed: when a worker fails, or the cluster has no room for them.
+        StepFailed: when the cluster has no room for them.
+        ray.train.TrainingFailedError: when a worker fails.
     """
     import ray
     from ray.train import RunConfig, ScalingConfig
@@ -43,8 +45,8 @@ def learn_together(task: StepTask, stored: Path | None) -> dict[str, Any]:
     )
     try:
         trainer.fit()
-    except Exception as error:
-        raise StepFailed(f"a worker of distill.num_workers={spec.num_workers} failed: {error}") from error
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
     return _read_result(task)
 
 

@@ -80,7 +80,8 @@ def store_once(task: StepTask, rows: list[Example], used: Sequence[int]) -> Path
     if path.exists():
         return path
     teacher = load_decoder(task.teacher).to(pick_device())
-    lengths = [len(row.answer or ()) if at in set(used) else 0 for at, row in enumerate(rows)]
+    wanted = set(used)
+    lengths = [len(row.answer or ()) if at in wanted else 0 for at, row in enumerate(rows)]
     starts = [0]
     for length in lengths:
         starts.append(starts[-1] + length)

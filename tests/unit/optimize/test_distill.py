@@ -21,7 +21,7 @@ from pipelines.optimize.distill import course, lesson
 from pipelines.optimize.distill.loss import divergence, stored_divergence
 from pipelines.optimize.distill.meter import Meter
 from pipelines.optimize.distill.order import is_on_policy, plan_steps, share_of
-from pipelines.optimize.distill.rate import rate_at
+from pipelines.optimize.distill.rate import peak_rate, rate_at
 from pipelines.optimize.distill.resume import state_file
 from pipelines.optimize.distill.writer import write_answers
 from pipelines.optimize.padded import pad_rows
@@ -91,6 +91,12 @@ def test_the_rate_rises_straight_and_falls_to_its_floor():
     assert rates[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert rates[-1] == pytest.approx(0.02, abs=0.01)
+
+
+def test_the_peak_falls_with_the_width_unless_it_is_given():
+    assert peak_rate(None, 200) == pytest.approx(2e-3)
+    assert peak_rate(None, 4096) == pytest.approx(1e-4, rel=0.05)
+    assert peak_rate(3e-5, 200) == 3e-5
 
 
 def test_answers_end_with_their_end_token_and_equal_step_by_step_decoding(tmp_path: Path):
@@ -234,6 +240,12 @@ def test_a_broken_run_goes_on_and_ends_where_a_whole_one_would(tmp_path: Path):
     assert not state_file(broken).exists()
     for name, tensor in weights(whole.target).items():
         assert torch.equal(tensor, weights(broken.target)[name]), name
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path):
+    student, teacher = pair(tmp_path)
+    with pytest.raises(StepFailed, match=r"the loss is (nan|inf) at step \d+: lower distill\.learning_rate=1e\+30"):
+        distill.run(distill_task(tmp_path, student, teacher, learning_rate=1e30))
 
 
 def test_another_run_does_not_take_up_the_state(tmp_path: Path):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -262,3 +263,10 @@ def test_a_qwen2_that_vllm_would_misread_is_refused(tmp_path: Path):
         prune.run(prune_task(tmp_path, source, hidden=0.75, **spec))
     found = prune.run(prune_task(tmp_path, source, "both", hidden=0.5, heads=0.5, **spec))
     assert (found["hidden_size"], found["num_attention_heads"]) == (16, 2)
+
+
+def test_without_llmcompressor_it_says_what_needs_it_and_what_does_not(tmp_path: Path):
+    task = prune_task(tmp_path, make_decoder(tmp_path / "source"), method=PruneMethod.wanda)
+    message = r"prune\.method=wanda needs llmcompressor .*`make optimize` installs it; .*magnitude\|depth\|width"
+    with mock.patch.dict("sys.modules", {"llmcompressor": None}), pytest.raises(StepFailed, match=message):
+        prune.run(task)
