@@ -102,6 +102,33 @@ def save_decoder(model: Any, source: Path, target: Path) -> None:
     dtype = stored_dtype(read_config(source))
     # The class's own method: libraries put theirs, which compress, over the instance's.
     type(model).save_pretrained(model.to(device="cpu", dtype=dtype), target)
+    copy_tokenizer(source, target)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copies a checkpoint's tokenizer byte for byte: transformers would write it in its own version's form."""
     for path in sorted(source.iterdir()):
         if path.name.startswith(_BESIDE) or path.suffix in (".jinja", ".model"):
             shutil.copyfile(path, target / path.name)
+
+
+def narrow(source: Path, target: Path) -> None:
+    """Gives what a checkpoint holds in float32 the type that its source has: scales, norms, embeddings.
+
+    Args:
+        source: The checkpoint that it came from.
+        target: What was saved in float32; changed in place.
+    """
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    dtype = stored_dtype(read_config(source))
+    for path in sorted(target.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        wide = {name: tensor.to(dtype) if tensor.dtype == torch.float32 else tensor for name, tensor in tensors.items()}
+        save_file(wide, path, metadata={"format": "pt"})
+    config = read_config(target)
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -40,9 +40,24 @@ def plan_rows(spec: DistillSpec, rows: list[Example], seed: int) -> list[list[in
 
 
 def learn(task: StepTask, worker: Worker, stored: Path | None) -> dict[str, Any]:
-    """Trains the student; the first worker writes the checkpoint into the task's target.
+    """Trains the student; the first worker writes the checkpoint into the task's target. See `train`."""
+    import torch
+
+    # Weights and moments are float32: a small step of a bfloat16 weight is lost in rounding.
+    student = load_decoder(task.source, torch.float32).to(worker.device)
+    found = train(student, task.spec.distill, task, worker, stored)
+    if worker.rank == 0:
+        save_decoder(student, task.source, task.target)
+        state_file(task).unlink(missing_ok=True)
+    return found
+
+
+def train(student: Any, spec: DistillSpec, task: StepTask, worker: Worker, stored: Path | None) -> dict[str, Any]:
+    """Trains a student in place.
 
     Args:
+        student: A decoder in float32, on the worker's device.
+        spec: How it learns.
         task: The step; its examples are what is learnt from.
         worker: Which part of each step's rows is this process's.
         stored: A file of the teacher's likeliest tokens, in place of the teacher.
@@ -57,11 +72,9 @@ def learn(task: StepTask, worker: Worker, stored: Path | None) -> dict[str, Any]
 
     from pipelines.optimize.distill.objective import Objective
 
-    spec, rows = task.spec.distill, task.read_examples()
+    rows = task.read_examples()
     planned = plan_rows(spec, rows, task.seed)
     teacher = load_decoder(task.teacher).to(worker.device).requires_grad_(False) if needs_teacher(spec) else None
-    # Weights and moments are float32: a small step of a bfloat16 weight is lost in rounding.
-    student = load_decoder(task.source, torch.float32).to(worker.device)
     zeros = find_zeros(student, spec.keep_mask)
     objective = Objective(spec, student, teacher, None if stored is None else load_stored(stored))
     module = objective if worker.wrap is None else worker.wrap(objective)
@@ -69,7 +82,7 @@ def learn(task: StepTask, worker: Worker, stored: Path | None) -> dict[str, Any]
     optimizer = _make_optimizer(student, spec.weight_decay)
     state = state_file(task)
     begun = load_state(state, student, optimizer)
-    meter = Meter(steps=spec.steps, every_s=spec.log_s, begun=begun, quiet=worker.rank > 0)
+    meter = Meter(steps=spec.steps, every_s=spec.log_s, begun=begun, quiet=worker.rank > 0, say=task.say)
     student.train()
     for step in range(begun, spec.steps):
         numbers = share_of(planned[step], worker.rank, worker.workers)
@@ -92,9 +105,7 @@ def learn(task: StepTask, worker: Worker, stored: Path | None) -> dict[str, Any]
         meter.add(loss.item(), sum(len(row.prompt) + len(row.answer or ()) for row in taken))
         if worker.rank == 0 and _is_kept(step + 1, spec):
             save_state(state, student, optimizer, step + 1)
-    if worker.rank == 0:
-        save_decoder(student.eval(), task.source, task.target)
-        state.unlink(missing_ok=True)
+    student.eval()
     return {**meter.result(), "learning_rate": peak, "masked_matrices": len(zeros.masks)}
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TextIO
+from dataclasses import dataclass
 
 _SMOOTH = 0.95
 
@@ -23,7 +21,8 @@ class Meter:
     """The step from which this process goes on."""
     quiet: bool = False
     """Write no lines."""
-    out: TextIO = field(default_factory=lambda: sys.stderr)
+    say: Callable[[str], None]
+    """Takes the lines."""
     now: Callable[[], float] = time.monotonic
     loss: float = 0.0
     """Smoothed over about 20 steps."""
@@ -45,14 +44,14 @@ class Meter:
         last = self.begun + self.done == self.steps
         if not self.quiet and (last or self.now() - self.spoke >= self.every_s):
             self.spoke = self.now()
-            print(self.line(), file=self.out, flush=True)
+            self.say(self.line())
 
     def line(self) -> str:
         """Returns a line of progress."""
         seconds = max(1e-9, self.now() - self.started)
         left = (self.steps - self.begun - self.done) * seconds / max(1, self.done)
         return (
-            f"distill: step {self.begun + self.done}/{self.steps}, loss {self.loss:.4f},"
+            f"{self.begun + self.done}/{self.steps}, loss {self.loss:.4f},"
             f" {self.tokens / seconds:,.0f} tokens/s, {left:.0f} s left"
         )
 

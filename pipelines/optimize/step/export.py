@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from conf.schema.export import ExportScheme, ExportSpec
+from pipelines.optimize.decoder import load_decoder
 from pipelines.optimize.export.known import refusal, window
-from pipelines.optimize.step.checkpoint import load_model
 from pipelines.optimize.step.task import StepFailed, StepTask
 from serve.engine.onnx.layout import EdgeModel
 
@@ -30,6 +30,8 @@ def run(task: StepTask) -> dict[str, Any]:
     Raises:
         StepFailed: when the model is of no kind that is known, or the graph does not compute what it does.
     """
+    import torch
+
     from pipelines.optimize.export.agreement import compare, prompts_of
 
     spec = task.spec.export
@@ -37,7 +39,7 @@ def run(task: StepTask) -> dict[str, Any]:
     if why := refusal(plain, spec):
         raise StepFailed(why)
     context = spec.context or plain["max_position_embeddings"]
-    hf = load_model(task.source, "float32").eval()
+    hf = load_decoder(task.source, torch.float32)
     edge = _write_graph(hf, window(plain), spec, context, task.target)
     edge.write(task.target)
     _copy_configuration(task.source, task.target, context)
