@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--model", default=str(ROOT / "demo" / "model"), help="the checkpoint that vLLM runs")
     parser.add_argument("--rows", type=int, default=1200)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--share", type=int, default=1, help="engines that would share the cores: 2 is half of them")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--task", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -45,7 +46,7 @@ def main() -> None:
     answers: dict[str, list[str]] = {}
     for number in range(args.rounds):
         for name, (kind, folder) in engines.items():
-            found = _in_own_process({"kind": kind, "folder": folder, "rows": args.rows})
+            found = _in_own_process({"kind": kind, "folder": folder, "rows": args.rows, "share": args.share})
             answers.setdefault(name, found.pop("answers"))
             runs[name].append(found)
             print(f"round {number + 1} {name}: {json.dumps(found)}", flush=True)
@@ -53,7 +54,9 @@ def main() -> None:
     for name, figures in summary.items():
         print(f"{name}: {json.dumps(figures)}")
     if args.out:
-        args.out.write_text(json.dumps({"rows": args.rows, "summary": summary, "runs": runs}, indent=1) + "\n")
+        args.out.write_text(
+            json.dumps({"rows": args.rows, "share": args.share, "summary": summary, "runs": runs}, indent=1) + "\n"
+        )
 
 
 def summarize(runs: list[dict[str, Any]], answers: list[str], wanted: list[str]) -> dict[str, Any]:
@@ -66,13 +69,14 @@ def summarize(runs: list[dict[str, Any]], answers: list[str], wanted: list[str])
     return {**figures, "equal_answers": [same, len(wanted)]}
 
 
-async def measure(kind: str, folder: str, rows: int) -> dict[str, Any]:
+async def measure(kind: str, folder: str, rows: int, share: int) -> dict[str, Any]:
     """Measures one engine in this process.
 
     Args:
         kind: of `EngineKind`.
         folder: the model's.
         rows: of the demo.
+        share: engines on this machine, which gives each its part of the cores.
 
     Returns:
         Seconds, tokens a second, MiB, and the answers in the order of the rows.
@@ -87,7 +91,7 @@ async def measure(kind: str, folder: str, rows: int) -> dict[str, Any]:
     model = ModelSpec(path=folder)
     spec = EngineSpec(kind=EngineKind[kind], max_num_seqs=SEQUENCES, max_model_len=CONTEXT, max_in_flight=4 * SEQUENCES)
     began = time.perf_counter()
-    engine = await start_engine(model, spec, Device.cpu, CONTEXT)
+    engine = await start_engine(model, spec, Device.cpu, CONTEXT, share)
     load_s = time.perf_counter() - began
     renderer = load_renderer(model, CONTEXT, None)
     lines = (ROOT / "demo" / "tickets.jsonl").read_text(encoding="utf-8").splitlines()[:rows]
