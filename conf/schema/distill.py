@@ -37,7 +37,8 @@ class DistillSpec:
     """Store the teacher's K likeliest tokens of each position once, instead of running it at each step."""
     keep_mask: bool = True
     """Weights that are zero in a pruned source stay zero."""
-    steps: int = 1000
+    steps: int = 400
+    """Of training."""
     batch_size: int = 32
     """Rows a step, over all workers."""
     learning_rate: float | None = None
@@ -51,7 +52,7 @@ class DistillSpec:
     """Processes that share the steps' rows (Ray Train)."""
     gpus_per_worker: float | None = None
     """Null: one where the cluster has one for each worker, else none. Of num_workers > 1."""
-    checkpoint_steps: int = 500
+    checkpoint_steps: int = 100
     """Steps between two states from which a broken run goes on; 0 keeps none."""
     log_s: float = 10.0
     """Seconds between two lines of progress."""
