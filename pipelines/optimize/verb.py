@@ -173,13 +173,15 @@ def _summary(job: OptimizeJob, target: Path, chain: list[Link], done: dict[str, 
         f"weights  {before / 1e6:,.2f} MB -> {after / 1e6:,.2f} MB ({after / before - 1:+.0%})",
         f"{chain[-1].name}  {_words(last.measured)}",
     ]
-    engine = "" if last.form is Form.compressed or last.form is Form.plain else " engine=edge"
+    is_edge = last.form in (Form.onnx, Form.gguf)
+    engine, parents = (" engine=edge", " quality.parent_kind=vllm") if is_edge else ("", "")
     if job.output.register:
         path = register(job.title, target)
         lines.append(f"model={job.title}  {path}")
     model = f"model={job.title}" if job.output.register else f"model.path={target}"
     parent = f"parent={job.model.path}"
-    lines.append(f"next: manta evaluate {model}{engine} {parent} data=...; manta batch {model}{engine} data=...")
+    lines.append(f"next: manta evaluate {model}{engine} {parent}{parents} data=...")
+    lines.append(f"      manta batch {model}{engine} data=...")
     return "\n".join(lines)
 
 
