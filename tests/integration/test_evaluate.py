@@ -95,16 +95,23 @@ def test_a_parent_and_json(tmp_path: Path, sixty: Path):
     assert card["is_fake"] is True
 
 
-def test_an_engine_that_does_not_start_and_one_that_dies(tmp_path: Path, sixty: Path):
+def test_a_model_with_which_no_engine_starts(tmp_path: Path, sixty: Path):
     done = run(*fake(tmp_path, sixty, "engine.fault.fail_start=true"))
     assert done.returncode == 2
     assert done.stdout == ""
     last = done.stderr.splitlines()[-1]
     assert "no engine starts with it: injected: the engine does not start" in last
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_an_engine_that_dies_and_one_that_hangs(tmp_path: Path, sixty: Path):
     done = run(*fake(tmp_path, sixty, "engine.fault.die_marker=the"))
     assert done.returncode == 1
     assert "the model's engine died: injected" in done.stderr
+    done = run(*fake(tmp_path, sixty, "engine.fault.hang_marker=the", "engine.hang_timeout_s=3"))
+    assert done.returncode == 1
+    assert "the engine gave no answer for 3 s (engine.hang_timeout_s)" in done.stderr
     assert not (tmp_path / "card" / "card.json").exists()
 
 
