@@ -64,9 +64,9 @@ def test_the_demo_model_in_the_real_engine(tmp_path: Path, sixty: Path, demo_mod
     assert (len(outcomes), outcomes[3], outcomes[7], outcomes.count("-")) == (ROWS, "-", "-", 2)
     assert quality["json_fields"]["figure"]["value"] >= quality["exact"]["figure"]["value"]
     assert {name for name in quality if name.startswith("field.")} >= {"field.intent", "field.amount"}
-    assert quality["perplexity"]["figure"]["value"] == pytest.approx(
-        perplexity_of_transformers(demo_model, sixty), rel=0.01
-    )
+    # of a perplexity near 1 its logarithm counts. bf16 and float32: 0.00102 and 0.00097 on the first 200 tickets
+    nats = math.log(quality["perplexity"]["figure"]["value"])
+    assert nats == pytest.approx(math.log(perplexity_of_transformers(demo_model, sixty)), rel=0.25)
     alone, full = card["speed"]
     assert (alone["batch"], full["batch"]) == (1, 8)
     assert full["tokens_per_s"]["median"] > alone["tokens_per_s"]["median"] > 0
