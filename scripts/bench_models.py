@@ -10,6 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from conf.schema.quantize import QuantizeSpec, Scheme
+from pipelines.optimize.quantize.scheme import choose_group, quantization_config
+
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = {"demo": ROOT / "demo" / "model"}
 """Real checkpoints, for the tickets."""
@@ -55,11 +58,13 @@ def model_config(name: str) -> dict[str, Any]:
     """Returns a model's config.json.
 
     Args:
-        name: a key of `CONFIGS`, with other sizes after it where wanted: ``llama_1b,num_hidden_layers=4``.
+        name: a key of `CONFIGS`, with other sizes after it where wanted, ``llama_1b,num_hidden_layers=4``, and a scheme
+            of `Scheme` for fewer bits, ``llama_8b+fp8``.
 
     Raises:
         ValueError: for a name or a size that is none.
     """
+    name, _, scheme = name.partition("+")
     base, *changes = name.split(",")
     if base not in CONFIGS:
         raise ValueError(f"no model '{base}' (there are {', '.join([*SHIPPED, *CONFIGS])})")
@@ -69,7 +74,16 @@ def model_config(name: str) -> dict[str, Any]:
         if key not in (*SIZES, "vocab_size", "max_position_embeddings") or not value.isdigit():
             raise ValueError(f"model '{name}': '{change}' is no size (there are {', '.join(SIZES)}, vocab_size)")
         config[key] = int(value)
-    return config | {"head_dim": config["hidden_size"] // config["num_attention_heads"]}
+    config["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
+    return config | ({"quantization_config": _quantization(scheme, config)} if scheme else {})
+
+
+def _quantization(scheme: str, config: dict[str, Any]) -> dict[str, Any]:
+    if scheme not in Scheme.__members__:
+        raise ValueError(f"no scheme '{scheme}' (there are {', '.join(Scheme.__members__)})")
+    spec = QuantizeSpec(scheme=Scheme[scheme])
+    widths = {key: config[key] for key in ("hidden_size", "intermediate_size")}
+    return quantization_config(spec, choose_group(spec, widths))
 
 
 def num_parameters(config: dict[str, Any]) -> int:

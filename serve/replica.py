@@ -1,4 +1,4 @@
-"""The deployment of Ray Serve: a replica is an engine with vLLM's own app, which answers without a second hop."""
+"""The deployment of Ray Serve: a replica is an engine with its app (vLLM's own), which answers without a second hop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import asdict
 
 from cluster.replica_port import listen_on_this_node
-from conf.schema.engine import Device
+from conf.schema.engine import Device, EngineKind
 from conf.schema.serve import ServeJob
 from conf.schema.task import Task
 from serve.catalogue import read_now
@@ -29,8 +29,11 @@ from serve.middleware.routes import EXPOSED, Routes
 from serve.middleware.scrape import Scrape
 from serve.middleware.stack import Layer, wrapped
 from serve.middleware.tally import Tally
+from serve.openai.api import EdgeApi, start_edge_api
 from serve.rpc.call import Calls
 from serve.telemetry import Named, app_name, engine_families, gather, replica_name, request_log_path
+
+Api = VllmApi | EdgeApi
 
 
 class Replica(Calls):
@@ -49,7 +52,7 @@ class Replica(Calls):
         self._device = device
         self._share = share
         self._layers = layers
-        self._api: VllmApi | None = None
+        self._api: Api | None = None
         self._lost: Lost | None = None
         self._tally = Tally([job.model.name, *job.model.adapters])
         self._load: Load | None = None
@@ -83,8 +86,10 @@ class Replica(Calls):
         self.rpc_app = Observe(routes, self._tally, log)
         return self.rpc_app if app_name() == job.deployment.name else unprefixed(self.rpc_app)
 
-    async def _start(self) -> VllmApi:
+    async def _start(self) -> Api:
         job = self._job
+        if job.engine.kind is EngineKind.onnx:
+            return await start_edge_api(job.model, job.engine, self._share)
         return await start_api(job.model, job.engine, self._device, self._share, job.task, job.deployment.vllm, EXPOSED)
 
     async def families(self) -> Named:

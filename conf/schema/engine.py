@@ -11,9 +11,10 @@ from conf.schema.service import ServiceSpec
 
 
 class EngineKind(Enum):
-    """Which adapter answers: vLLM in the replica, a ``service`` that runs elsewhere, or nothing but a ``fake``."""
+    """Which adapter answers: vLLM or onnxruntime in the replica, a ``service`` elsewhere, or nothing but a ``fake``."""
 
     vllm = "vllm"
+    onnx = "onnx"
     fake = "fake"
     service = "service"
 

@@ -6,20 +6,20 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from conf.errors import UserError
+from conf.schema.distill import DistillSpec
 
 
 class Scheme(Enum):
     """Bits of weights and activations.
 
     ``fp8`` and ``w8a8`` quantize activations as they come (dynamic), ``*_static`` by scales found on the user's rows;
-    ``w4a16`` and ``w8a16`` quantize weights alone.
+    ``w4a16`` quantizes weights alone.
     """
 
     fp8 = "fp8"
     fp8_static = "fp8_static"
     w8a8 = "w8a8"
     w8a8_static = "w8a8_static"
-    w8a16 = "w8a16"
     w4a16 = "w4a16"
 
 
@@ -46,12 +46,8 @@ class QuantizeSpec:
     """Quantize the KV cache to FP8 too, by scales found on the user's rows. Needs a GPU to run."""
     ignore: list[str] = field(default_factory=lambda: ["lm_head"])
     """Layers that stay as they are, by name."""
-    steps: int = 200
-    """Of rounding=qat: training steps."""
-    learning_rate: float = 2e-4
-    """Of rounding=qat."""
-    batch_size: int = 16
-    """Of rounding=qat: rows a training step."""
+    qat: DistillSpec = field(default_factory=lambda: DistillSpec(steps=200, learning_rate=1e-4, checkpoint_steps=0))
+    """Of rounding=qat: how the weights are trained to lie on the grid, with the recipe's first model as the teacher."""
 
     def __post_init__(self) -> None:
         if self.smooth is not None and not 0 <= self.smooth <= 1:
@@ -64,11 +60,10 @@ class QuantizeSpec:
             raise UserError(
                 f"quantize.rounding={self.rounding.value} goes with scheme=w4a16, not with scheme={self.scheme.value}"
             )
-        for key in ("steps", "batch_size"):
-            if getattr(self, key) < 1:
-                raise UserError(f"quantize.{key} must be >= 1, got {getattr(self, key)}")
-        if not self.learning_rate > 0:
-            raise UserError(f"quantize.learning_rate must be > 0, got {self.learning_rate}")
+        if self.qat.num_workers > 1 or self.qat.top_k is not None:
+            raise UserError(
+                "quantize.qat trains in one process and runs its teacher: leave num_workers and top_k alone"
+            )
 
     @property
     def needs_rows(self) -> bool:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
+from typing import Any
 
 from omegaconf import MISSING
 
 from conf.schema.distill import DistillSpec
 from conf.schema.export import ExportSpec
 from conf.schema.prune import PruneSpec
-from conf.schema.quantize import QuantizeSpec
+from conf.schema.quantize import QuantizeSpec, Rounding
 
 
 class StepKind(Enum):
@@ -38,6 +39,14 @@ class StepSpec:
         return getattr(self, self.kind.value)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """The kind and all that decides what the step makes, as plain values."""
+        part = {key: _plain(value) for key, value in asdict(self.part).items()}
+        if self.kind is StepKind.quantize and self.quantize.rounding is not Rounding.qat:
+            del part["qat"]
+        return {"kind": self.kind.value, **part}
+
+    @property
     def needs_rows(self) -> bool:
         """Whether it learns or calibrates from the user's rows."""
         return self.part.needs_rows
@@ -45,4 +54,12 @@ class StepSpec:
     @property
     def needs_answers(self) -> bool:
         """Whether each of these rows must have an answer."""
+        if self.kind is StepKind.quantize:
+            return self.quantize.rounding is Rounding.qat and self.quantize.qat.needs_answers
         return self.kind is StepKind.distill and self.distill.needs_answers
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value.value if isinstance(value, Enum) else value

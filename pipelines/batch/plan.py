@@ -29,6 +29,7 @@ from serve.engine.adapters import check_adapters
 from serve.engine.arguments import check_engine_arguments
 from serve.engine.capability import check_task, is_cross_encoder, labels, overridden
 from serve.engine.fingerprint import fingerprint_model
+from serve.engine.onnx.limits import check_edge, check_edge_sampling, check_not_edge
 from serve.engine.placement import Placement, place
 from serve.engine.prompt import check_partition, context_tokens, read_model_config
 
@@ -77,8 +78,13 @@ def make_plan(job: BatchJob, now: float | None = None) -> Plan:
     job.data.check(job.task)
     if job.engine.min_replicas < 1:
         raise UserError(f"engine.num_replicas must begin at 1 (0 is for manta serve), got {job.engine.num_replicas}")
-    check_engine_arguments(job.engine.vllm)
     config = read_model_config(job.model)
+    if job.engine.kind is EngineKind.onnx:
+        check_edge(job.model, job.engine, job.task)
+        check_edge_sampling(job.sampling)
+    else:
+        check_engine_arguments(job.engine.vllm)
+        check_not_edge(job.model, job.engine)
     if job.engine.kind is EngineKind.vllm:
         config = dict(overridden(config, job.engine.vllm))
         check_task(config, job.task, job.model.path)

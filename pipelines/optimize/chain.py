@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from enum import Enum
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from conf.errors import UserError
 from conf.schema.model import ModelSpec
@@ -30,11 +27,6 @@ class Link:
     """The key before it; of the first one the model's fingerprint."""
     folder: Path
     """Where its result is kept."""
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The step's configuration: its kind, and the part that counts."""
-        return {"kind": self.spec.kind.value, **_plain(asdict(self.spec.part))}
 
     @property
     def form(self) -> Form:
@@ -59,7 +51,7 @@ def link_steps(recipe: RecipeSpec, fingerprint: str, rows: str | None, seed: int
     for name, spec in recipe.steps.items():
         decides = {
             "parent": parent,
-            "step": {"kind": spec.kind.value, **_plain(asdict(spec.part))},
+            "step": spec.settings,
             "rows": rows if spec.needs_rows else None,
             "teacher": fingerprint if spec.kind is StepKind.distill else None,
             "seed": seed if spec.needs_rows else None,
@@ -87,7 +79,3 @@ def find_done(link: Link) -> Artifact | None:
 def fingerprint_folder(folder: Path) -> str:
     """Returns 16 hex digits of a checkpoint's files; see `serve.engine.fingerprint`."""
     return fingerprint_model(ModelSpec(path=str(folder)))
-
-
-def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: item.value if isinstance(item, Enum) else item for key, item in value.items()}

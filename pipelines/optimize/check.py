@@ -9,6 +9,7 @@ from typing import Any
 from cluster.connect import local_devices
 from conf.errors import UserError
 from conf.schema.step import StepKind, StepSpec
+from pipelines.optimize.export.known import refusal
 from pipelines.optimize.quantize.scheme import GROUPS
 from serve.engine.hardware import host_memory_bytes
 
@@ -29,6 +30,8 @@ def check_step(name: str, step: StepSpec, config: Mapping[str, Any]) -> None:
     Raises:
         UserError: when it cannot work.
     """
+    if step.kind is StepKind.export and (why := refusal(config, step.export)):
+        raise UserError(f"recipe.steps.{name}: {why}")
     if step.kind is not StepKind.quantize:
         return
     key = f"recipe.steps.{name}.quantize"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib.metadata import distributions
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def check_site(name: str, step: StepSpec) -> None:
     """
     if step.kind is StepKind.distill and isinstance(step.part, DistillSpec):
         return  # torch and transformers are enough
-    if not (site() / "llmcompressor").is_dir():
+    library = "onnx" if step.kind is StepKind.export else "llmcompressor"
+    if not (site() / library).is_dir() and find_spec(library) is None:
         raise UserError(
             f"recipe.steps.{name} ({step.kind.value}) needs libraries that stand apart from vLLM's: run 'make optimize'"
             f" (or set {FOLDER} to the folder that holds them)"

@@ -24,6 +24,9 @@ from pipelines.optimize.worker import publish, run_step
 from serve.engine.fingerprint import fingerprint_model
 from serve.engine.prompt import read_model_config
 
+WEIGHTS = (".safetensors", ".bin", ".onnx", ".data")
+"""Suffixes of files that hold them."""
+
 
 def run(job: OptimizeJob) -> int:
     """Runs what is not done of a recipe; prints progress to stderr and the result to stdout.
@@ -181,7 +184,7 @@ def _summary(job: OptimizeJob, target: Path, chain: list[Link], done: dict[str, 
 
 
 def _weight_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".onnx", ".bin"))
+    return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in WEIGHTS)
 
 
 def _words(measured: dict[str, Any]) -> str:

@@ -57,7 +57,7 @@ def run_step(link: Link, task: StepTask, model: str, num_gpus: float, say: Calla
             key=link.key,
             form=link.form,
             step=link.name,
-            spec=link.settings,
+            spec=link.spec.settings,
             parent=link.parent,
             model=model,
             fingerprint=fingerprint_folder(target),

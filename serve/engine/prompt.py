@@ -11,6 +11,8 @@ from typing import Any
 from conf.errors import UserError
 from conf.schema.model import ModelSpec
 from serve.engine.errors import RequestRejected
+from serve.engine.onnx.layout import is_edge_folder
+from serve.engine.tokenizer import PlainTokenizer
 
 Message = dict[str, Any]
 
@@ -93,6 +95,25 @@ def _has_separator(model: ModelSpec) -> bool:
     return bool(config.get("use_sep_token", "method" not in config))
 
 
+def _load_tokenizer(model: ModelSpec) -> Any:
+    """A tokenizer of transformers; for the edge one without, because transformers imports torch.
+
+    Raises:
+        UserError: when it cannot be loaded.
+    """
+    if is_edge_folder(model.path):
+        return PlainTokenizer(Path(model.tokenizer or model.path).expanduser())
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            model.tokenizer or model.path, trust_remote_code=model.trust_remote_code, local_files_only=True
+        )
+    except Exception as error:  # transformers raises what its loaders raise
+        text = " ".join(str(error).split())[:300]
+        raise UserError(f"model.path={model.path}: its tokenizer cannot be loaded: {text}") from error
+
+
 class PromptRenderer:
     """A tokenizer with its chat template."""
 
@@ -107,15 +128,7 @@ class PromptRenderer:
         Raises:
             UserError: when the tokenizer cannot be loaded, or has no chat template where one is asked for.
         """
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(
-                model.tokenizer or model.path, trust_remote_code=model.trust_remote_code, local_files_only=True
-            )
-        except Exception as error:  # transformers raises what its loaders raise
-            text = " ".join(str(error).split())[:300]
-            raise UserError(f"model.path={model.path}: its tokenizer cannot be loaded: {text}") from error
+        tokenizer = _load_tokenizer(model)
         if model.chat_template is not None:
             tokenizer.chat_template = Path(model.chat_template).expanduser().read_text(encoding="utf-8")
         has_template = bool(tokenizer.chat_template)

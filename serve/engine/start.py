@@ -50,6 +50,10 @@ async def start_engine(
         service = ServiceEngine(model, spec, max_model_len, task, api_key)
         await service.start()
         return service
+    if spec.kind is EngineKind.onnx:
+        from serve.engine.onnx import start_onnx
+
+        return await start_onnx(model, spec, max_model_len, share)
     from serve.engine.vllm import start_vllm
 
     return await start_vllm(model, spec, device, share, task)

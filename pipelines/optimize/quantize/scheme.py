@@ -51,6 +51,25 @@ def kv_cache_args() -> dict[str, Any]:
     return {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False, "strategy": "tensor"}
 
 
+def quantization_config(spec: QuantizeSpec, group_size: int | None) -> dict[str, Any]:
+    """Returns what a quantized checkpoint's config.json says under ``quantization_config``.
+
+    Args:
+        spec: the step.
+        group_size: of `choose_group`.
+    """
+    forms = {Scheme.fp8: "float", Scheme.fp8_static: "float", Scheme.w4a16: "pack"}
+    group: dict[str, Any] = {"targets": ["Linear"], "weights": weight_args(spec, group_size)}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": f"{forms.get(spec.scheme, 'int')}-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": {**group, "input_activations": activation_args(spec)}},
+        "kv_cache_scheme": kv_cache_args() if spec.kv_cache else None,
+        "ignore": list(spec.ignore),
+    }
+
+
 def choose_group(spec: QuantizeSpec, in_features: Mapping[str, int]) -> int | None:
     """Returns how many weights share a scale; null is a whole row.
 

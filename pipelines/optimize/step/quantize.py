@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from conf.schema.quantize import QuantizeSpec, Rounding
+from pipelines.optimize.decoder import copy_tokenizer, load_decoder, narrow
 from pipelines.optimize.quantize.scheme import activation_args, choose_group, kv_cache_args, weight_args
-from pipelines.optimize.step.checkpoint import copy_tokenizer, load_model
 from pipelines.optimize.step.task import StepFailed, StepTask
 
 
@@ -23,16 +23,18 @@ def run(task: StepTask) -> dict[str, Any]:
         StepFailed: when the model's shapes do not allow it, or nothing was quantized.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import torch
     from llmcompressor import oneshot
 
-    spec = task.spec.quantize
-    model = load_model(task.source, "auto")
-    group_size = choose_group(spec, _in_features(model, spec))
-    if spec.rounding is Rounding.qat:
-        from pipelines.optimize.quantize.qat import train
+    from pipelines.optimize.quantize.qat import share_elsewhere, train_rounded
 
-        train(model, task, group_size)
-    rows = _loader(task) if spec.needs_rows and spec.rounding is not Rounding.qat else None
+    spec = task.spec.quantize
+    is_trained = spec.rounding is Rounding.qat
+    model = load_decoder(task.source, torch.float32 if is_trained else None)
+    widths = _in_features(model, spec)
+    group_size = choose_group(spec, widths)
+    seen = train_rounded(model, task, group_size, frozenset(widths)) if is_trained else {}
+    rows = _loader(task) if spec.needs_rows and not is_trained else None
     _leave_memory_unpinned()
     oneshot(
         model=model,
@@ -40,14 +42,17 @@ def run(task: StepTask) -> dict[str, Any]:
         dataset=rows,
         num_calibration_samples=len(rows) if rows is not None else 0,
     )
-    widths = {name: module for name, module in model.named_modules() if hasattr(module, "quantization_scheme")}
-    values = {name: module.in_features * module.out_features for name, module in widths.items()}
+    layers = {name: module for name, module in model.named_modules() if hasattr(module, "quantization_scheme")}
+    values = {name: module.in_features * module.out_features for name, module in layers.items()}
     model.save_pretrained(task.target, save_compressed=True)
     copy_tokenizer(task.source, task.target)
+    if is_trained:
+        narrow(task.source, task.target)
     bits = saved_bits(task.target, values)
     if not bits:
         raise StepFailed(f"quantize.ignore={spec.ignore} leaves no linear layer to quantize")
-    return {"bits": bits, "group_size": group_size, "quantized_layers": len(values)}
+    measured = {"bits": bits, "group_size": group_size, "quantized_layers": len(values)}
+    return measured | ({"elsewhere": share_elsewhere(task.target, seen)} if is_trained else {})
 
 
 def saved_bits(folder: Path, values: Mapping[str, int]) -> float:

@@ -82,7 +82,7 @@ def made(tmp_path: Path) -> Link:
         key=link.key,
         form=link.form,
         step=link.name,
-        spec=link.settings,
+        spec=link.spec.settings,
         parent=link.parent,
         model="demo",
         fingerprint=fingerprint_folder(link.folder),

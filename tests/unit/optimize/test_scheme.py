@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from conf.errors import UserError
+from conf.schema.distill import DistillSpec
 from conf.schema.quantize import QuantizeSpec, Rounding, Scheme
 from pipelines.optimize.quantize.scheme import activation_args, choose_group, weight_args
 from pipelines.optimize.step.task import StepFailed
@@ -51,8 +52,8 @@ def test_a_group_that_fits_not_is_named_with_its_layer():
         ({"group_size": 64}, "quantize.group_size goes with scheme=w4a16"),
         ({"rounding": Rounding.awq}, "quantize.rounding=awq goes with scheme=w4a16"),
         ({"scheme": Scheme.w4a16, "group_size": 0}, "quantize.group_size must be >= 1"),
-        ({"steps": 0}, "quantize.steps must be >= 1"),
-        ({"learning_rate": 0.0}, "quantize.learning_rate must be > 0"),
+        ({"qat": DistillSpec(num_workers=2)}, "quantize.qat trains in one process"),
+        ({"qat": DistillSpec(top_k=4)}, "quantize.qat trains in one process"),
     ],
 )
 def test_what_does_not_go_together(values: dict, named: str):

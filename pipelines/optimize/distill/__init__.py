@@ -1,0 +1,1 @@
+"""How a student learns: what of, in which order, and from what it is told."""
