@@ -175,7 +175,10 @@ class PromptRenderer:
     def answers(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenizes expected answers: no special tokens, but for the one that ends a turn."""
         end = self._tokenizer.eos_token_id
-        ids = self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        if self._fast is not None:
+            ids = [each.ids for each in self._fast.encode_batch_fast(list(texts), add_special_tokens=False)]
+        else:
+            ids = self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
         return [tokens if end is None or tokens[-1:] == [end] else [*tokens, end] for tokens in ids]
 
     def pair(self, text_a: str, text_b: str, joint: bool) -> tuple[list[int], int]:

@@ -34,6 +34,12 @@ class PlainTokenizer:
         self.chat_template = _template(folder, config)
         self._special = {name: _text(config[name]) for name in SPECIAL if config.get(name)}
 
+    @property
+    def eos_token_id(self) -> int | None:
+        """The token that ends an answer; null where the configuration names none."""
+        end = self._special.get("eos_token")
+        return None if end is None else self.backend_tokenizer.token_to_id(end)
+
     def apply_chat_template(
         self, messages: list[Mapping[str, Any]], *, tokenize: bool, add_generation_prompt: bool
     ) -> str:

@@ -105,6 +105,7 @@ def test_a_model_with_which_no_engine_starts(tmp_path: Path, sixty: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # two jobs, each with a Ray of its own
 def test_an_engine_that_dies_and_one_that_hangs(tmp_path: Path, sixty: Path):
     done = run(*fake(tmp_path, sixty, "engine.fault.die_marker=the"))
     assert done.returncode == 1
