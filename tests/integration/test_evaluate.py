@@ -64,9 +64,9 @@ def test_the_demo_model_in_the_real_engine(tmp_path: Path, sixty: Path, demo_mod
     assert (len(outcomes), outcomes[3], outcomes[7], outcomes.count("-")) == (ROWS, "-", "-", 2)
     assert quality["json_fields"]["figure"]["value"] >= quality["exact"]["figure"]["value"]
     assert {name for name in quality if name.startswith("field.")} >= {"field.intent", "field.amount"}
-    assert quality["perplexity"]["figure"]["value"] == pytest.approx(
-        perplexity_of_transformers(demo_model, sixty), rel=0.01
-    )
+    # of a perplexity near 1 its logarithm counts. bf16 and float32: 0.00102 and 0.00097 on the first 200 tickets
+    nats = math.log(quality["perplexity"]["figure"]["value"])
+    assert nats == pytest.approx(math.log(perplexity_of_transformers(demo_model, sixty)), rel=0.25)
     alone, full = card["speed"]
     assert (alone["batch"], full["batch"]) == (1, 8)
     assert full["tokens_per_s"]["median"] > alone["tokens_per_s"]["median"] > 0
@@ -95,16 +95,24 @@ def test_a_parent_and_json(tmp_path: Path, sixty: Path):
     assert card["is_fake"] is True
 
 
-def test_an_engine_that_does_not_start_and_one_that_dies(tmp_path: Path, sixty: Path):
+def test_a_model_with_which_no_engine_starts(tmp_path: Path, sixty: Path):
     done = run(*fake(tmp_path, sixty, "engine.fault.fail_start=true"))
     assert done.returncode == 2
     assert done.stdout == ""
     last = done.stderr.splitlines()[-1]
     assert "no engine starts with it: injected: the engine does not start" in last
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)  # two jobs, each with a Ray of its own
+def test_an_engine_that_dies_and_one_that_hangs(tmp_path: Path, sixty: Path):
     done = run(*fake(tmp_path, sixty, "engine.fault.die_marker=the"))
     assert done.returncode == 1
     assert "the model's engine died: injected" in done.stderr
+    done = run(*fake(tmp_path, sixty, "engine.fault.hang_marker=the", "engine.hang_timeout_s=3"))
+    assert done.returncode == 1
+    assert "the engine gave no answer for 3 s (engine.hang_timeout_s)" in done.stderr
     assert not (tmp_path / "card" / "card.json").exists()
 
 

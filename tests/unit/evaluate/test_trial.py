@@ -9,6 +9,7 @@ import pytest
 from conf import entry
 from conf.errors import UserError
 from conf.schema.evaluate import Metric
+from conf.schema.model import ModelSpec
 from pipelines.evaluate.trial import Trial, find_folder, make_trial
 from serve.engine.fingerprint import fingerprint_model
 from serve.engine.prompt import load_renderer
@@ -119,3 +120,12 @@ def test_a_folder_may_stand_where_a_name_does(demo_model: Path):
     job = entry.compose("evaluate", f"model={demo_model}", "data=tickets")
     assert job.model.path == str(demo_model)
     assert job.model.name == "model"
+
+
+def test_the_edge_s_tokenizer_writes_answers_as_transformers_does(tmp_path: Path, demo_model: Path):
+    edge = shutil.copytree(demo_model, tmp_path / "edge")
+    (edge / "edge.json").write_text("{}")
+    texts = ["me", '{"a": "é"}', ""]
+    whole, plain = (load_renderer(ModelSpec(path=str(path)), 64, False) for path in (demo_model, edge))
+    assert type(plain._tokenizer) is not type(whole._tokenizer)
+    assert plain.answers(texts) == whole.answers(texts)
