@@ -59,6 +59,12 @@ def groups(name: str | None = None) -> list[str]:
     return [group for group in found if group in chosen]
 
 
+def _parts() -> list[str]:
+    """Groups within groups, such as ``step/prune``: parts that a recipe is made of."""
+    here = Path(__file__).parent
+    return sorted({str(path.parent.relative_to(here)) for path in here.glob("*/*/*.yaml")})
+
+
 def options(group: str) -> list[str]:
     """Returns the options of a group, such as ``demo`` of ``model``: the shipped ones, and the user's own."""
     folders = Path(__file__).parent, own_folder()
@@ -73,7 +79,7 @@ def compose_config(name: str, *overrides: str) -> DictConfig:
     """
     # a folder is no option of a group: model=./mine is what model.path=./mine says
     typed = [f"model.path={word[6:]}" if word.startswith("model=") and "/" in word else word for word in overrides]
-    words = fit_overrides(SCHEMAS[name], groups(name), typed)
+    words = fit_overrides(SCHEMAS[name], [*groups(name), *_parts()], typed)
     for word in words:
         _check_word(word)
     if (own := own_folder()).is_dir():

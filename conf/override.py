@@ -65,7 +65,7 @@ def _fit(word: str, keys: dict[str, Key], groups: frozenset[str]) -> str:
         hint = f"; write {word}=VALUE" if known else nearest(word, [*groups, *keys])
         raise UserError(f"'{word}' is not key=value{hint}")
     sign, name, rest = match["sign"] or "", match["key"], match["rest"] or ""
-    if "@" in name or name in groups or name.startswith("hydra."):
+    if name.split("@")[0] in groups or name.startswith("hydra."):
         return word
     key = keys.get(name)
     if key is None:

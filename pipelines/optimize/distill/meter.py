@@ -51,7 +51,7 @@ class Meter:
         seconds = max(1e-9, self.now() - self.started)
         left = (self.steps - self.begun - self.done) * seconds / max(1, self.done)
         return (
-            f"{self.begun + self.done}/{self.steps}, loss {self.loss:.4f},"
+            f"step {self.begun + self.done}/{self.steps}, loss {self.loss:.4f},"
             f" {self.tokens / seconds:,.0f} tokens/s, {left:.0f} s left"
         )
 
