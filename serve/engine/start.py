@@ -10,7 +10,7 @@ from serve.engine.protocol import Engine
 
 def knows_forced(kind: EngineKind) -> bool:
     """Whether an engine can say how likely a given text is; see `Request.forced_from`."""
-    return kind in (EngineKind.vllm, EngineKind.fake)
+    return kind in (EngineKind.vllm, EngineKind.onnx, EngineKind.fake)
 
 
 async def start_engine(

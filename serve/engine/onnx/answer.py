@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from serve.engine.onnx.given import Given
 from serve.engine.onnx.sampler import Likely, Sampler
 from serve.engine.protocol import Request, Sample, TokenLogprob
 
@@ -27,7 +28,7 @@ class Answer:
         sampling = request.sampling
         self.index = index
         self.prompt_tokens = len(request.token_ids)
-        self.sampler = Sampler(sampling, request.token_ids, index)
+        self.sampler: Sampler | Given = Sampler(sampling, request.token_ids, index)
         self.token_ids: list[int] = []
         self.text = ""
         self.finish_reason: str | None = None

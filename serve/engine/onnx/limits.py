@@ -85,6 +85,8 @@ def check_request(request: Request, edge: EdgeModel, context: int, slots: Slots)
         raise RequestRejected("prompt_too_long", f"the prompt has {len(tokens)} tokens, the context {context}")
     if not 0 <= min(tokens) <= max(tokens) < edge.vocabulary:
         raise RequestRejected("engine_rejected", f"a token id is not in 0..{edge.vocabulary - 1}")
+    if request.forced_from is not None and request.forced_from < 1:
+        raise RequestRejected("engine_rejected", "a given text needs a token before it")
     for key in GRAMMARS:
         if getattr(sampling, key):
             raise RequestRejected("bad_grammar", f"the edge engine keeps no grammar: {key} has no use with it")

@@ -56,9 +56,7 @@ class Sampler:
             self._counts[token] = self._counts.get(token, 0) + 1
         if spec.logprobs is None:
             return token, None, []
-        logprobs = logits - logits.max()
-        logprobs -= np.log(np.exp(logprobs, dtype=np.float64).sum())
-        return token, float(logprobs[token]), _likeliest(logprobs, spec.logprobs)
+        return token, *log_probabilities(logits, token, spec.logprobs)
 
     def _penalized(self, logits: np.ndarray) -> np.ndarray:
         scores = logits.copy()
@@ -94,6 +92,19 @@ class Sampler:
         ends = np.cumsum(weights)
         place = min(int(np.searchsorted(ends, random.random() * ends[-1], side="right")), len(ends) - 1)
         return place if ids is None else int(ids[place])
+
+
+def log_probabilities(logits: np.ndarray, token: int, top: int) -> tuple[float, Likely]:
+    """Returns a token's log-probability, and the likeliest tokens with theirs.
+
+    Args:
+        logits: float32 [vocabulary].
+        token: the one.
+        top: how many likely ones.
+    """
+    logprobs = logits - logits.max()
+    logprobs -= np.log(np.exp(logprobs, dtype=np.float64).sum())
+    return float(logprobs[token]), _likeliest(logprobs, top)
 
 
 def _likeliest(logprobs: np.ndarray, count: int) -> Likely:

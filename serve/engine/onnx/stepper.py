@@ -15,6 +15,7 @@ from conf.schema.model import ModelSpec
 from serve.engine.errors import EngineDead, RequestRejected
 from serve.engine.onnx.answer import Answer
 from serve.engine.onnx.cache import KvCache
+from serve.engine.onnx.given import Given, split
 from serve.engine.onnx.layout import read_edge_model
 from serve.engine.onnx.limits import check_request
 from serve.engine.onnx.session import Session, threads_of
@@ -91,11 +92,16 @@ class OnnxStepper(Stepper):
         except RequestRejected:
             self._hearers.pop(request.id, None)
             raise
+        given = None
+        if request.forced_from is not None:
+            request, given = split(request)
         room = min(request.sampling.max_tokens, self._context - len(request.token_ids))
         reserved = len(request.token_ids) + room
         answers = [
             Answer(request, index, room, self._tokenizer, self._edge.end_ids) for index in range(request.sampling.n)
         ]
+        if given is not None:
+            answers[0].sampler = given
         self._answers[request.id] = answers
         self._waiting.append([Sequence(request=request, answer=answer, reserved=reserved) for answer in answers])
 
@@ -202,6 +208,13 @@ class OnnxStepper(Stepper):
         for name in ended:
             answers = self._answers.pop(name)
             self._hearers.pop(name, None)
+            prompt, given = answers[0].prompt_tokens, answers[0].sampler
+            if isinstance(given, Given):
+                tokens = prompt + len(given.places)
+                outcomes.append(
+                    Completion(request_id=name, samples=(), forced=tuple(given.places), prompt_tokens=tokens)
+                )
+                continue
             samples = tuple(answer.sample() for answer in answers)
-            outcomes.append(Completion(request_id=name, samples=samples, prompt_tokens=answers[0].prompt_tokens))
+            outcomes.append(Completion(request_id=name, samples=samples, prompt_tokens=prompt))
         return outcomes
