@@ -20,6 +20,7 @@ from pipelines.optimize.step.task import EXAMPLES, StepTask
 DEMO = Path(__file__).resolve().parent.parent.parent / "demo" / "model"
 CASES = {
     "wanda": PruneSpec(method=PruneMethod.wanda, sparsity=0.6),
+    "sparsegpt_free": PruneSpec(method=PruneMethod.sparsegpt, sparsity=0.5),
     "sparsegpt": PruneSpec(method=PruneMethod.sparsegpt, pattern=Pattern.two_of_four),
 }
 

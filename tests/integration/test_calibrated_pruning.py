@@ -29,6 +29,7 @@ def test_the_zeros_of_both_methods_are_in_the_file_and_only_sparsegpt_moves_the_
     assert lines, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     found = json.loads(lines[0].removeprefix("PRUNED "))
     assert found["wanda"]["sparsity"] == pytest.approx(0.6, abs=0.01)
+    assert found["sparsegpt_free"]["sparsity"] == pytest.approx(0.5, abs=0.01)
     assert (found["sparsegpt"]["two_of_four"], found["sparsegpt"]["sparsity"]) == (1.0, pytest.approx(0.5, abs=0.01))
     name = "model.layers.1.self_attn.q_proj.weight"
     whole = load_file(ROOT / "demo" / "model" / "model.safetensors")[name]
