@@ -27,7 +27,8 @@ def optimize(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_recipe_has_a_case():
-    assert sorted(CASES) == sorted(set(entry.options("recipe")) - {"custom"})
+    # custom has no steps; the student of distill alone is another model than its teacher
+    assert sorted(CASES) == sorted(set(entry.options("recipe")) - {"custom", "distill"})
 
 
 @pytest.mark.parametrize(
@@ -35,17 +36,20 @@ def test_every_recipe_has_a_case():
 )
 def test_a_recipe_s_result_answers_in_the_engine(name: str, tickets: Path, tmp_path: Path):
     case: dict[str, Any] = yaml.safe_load(CASES[name].read_text())
+    more = case.get("words", [])
+    engine = [word for word in more if word.startswith("engine=")]
     out = tmp_path / "out"
-    words = (f"recipe={case['recipe']}", f"output.path={out}", f"name=e2e-{name}")
+    words = (f"recipe={case['recipe']}", f"output.path={out}", f"name=e2e-{name}", *(set(more) - set(engine)))
     words += ("data=tickets", f"examples.rows={case['rows']}") if case["rows"] else ()
     done = optimize(*words)
     assert done.returncode == 0, done.stderr
     saved = json.loads((out / "artifact.json").read_text())
-    assert saved["measured"]["bits"] == pytest.approx(case["bits"], abs=0.6)
+    for key, value in case["measured"].items():
+        assert saved["measured"][key] == pytest.approx(value, rel=0.02)
     again = optimize(*words)
     assert again.returncode == 0, again.stderr
     assert "step 1" not in again.stderr, "nothing is done twice"
     answers = tmp_path / "answers"
-    asked = manta(f"model=e2e-{name}", "data=tickets", f"data.input={tickets}", f"output.path={answers}")
+    asked = manta(f"model=e2e-{name}", "data=tickets", f"data.input={tickets}", f"output.path={answers}", *engine)
     assert asked.returncode == 0, asked.stderr
     assert record(answers)["exact_match"] >= case["exact_match"]
