@@ -47,6 +47,13 @@ class StepSpec:
         return {"kind": self.kind.value, **part}
 
     @property
+    def lesson(self) -> DistillSpec | None:
+        """How it learns from a teacher; null where it does not."""
+        if self.kind is StepKind.quantize:
+            return self.quantize.qat if self.quantize.rounding is Rounding.qat else None
+        return self.distill if self.kind is StepKind.distill else None
+
+    @property
     def needs_rows(self) -> bool:
         """Whether it learns or calibrates from the user's rows."""
         return self.part.needs_rows
@@ -54,9 +61,7 @@ class StepSpec:
     @property
     def needs_answers(self) -> bool:
         """Whether each of these rows must have an answer."""
-        if self.kind is StepKind.quantize:
-            return self.quantize.rounding is Rounding.qat and self.quantize.qat.needs_answers
-        return self.kind is StepKind.distill and self.distill.needs_answers
+        return self.lesson is not None and self.lesson.needs_answers
 
 
 def _plain(value: Any) -> Any:

@@ -53,13 +53,21 @@ def link_steps(recipe: RecipeSpec, fingerprint: str, rows: str | None, seed: int
             "parent": parent,
             "step": spec.settings,
             "rows": rows if spec.needs_rows else None,
-            "teacher": fingerprint if spec.kind is StepKind.distill else None,
+            "teacher": _teacher(spec, fingerprint),
             "seed": seed if spec.needs_rows else None,
         }
         key = hashlib.blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=8).hexdigest()
         chain.append(Link(name=name, spec=spec, key=key, parent=parent, folder=store / f"{name}-{key}"))
         parent = key
     return chain
+
+
+def _teacher(spec: StepSpec, first: str) -> str | None:
+    """The fingerprint of the model that a step learns from; null where it learns from none."""
+    if spec.lesson is None:
+        return None
+    own = spec.lesson.teacher
+    return first if own is None else fingerprint_folder(Path(own).expanduser())
 
 
 def find_done(link: Link) -> Artifact | None:

@@ -20,7 +20,7 @@ from pipelines.optimize.environment import check_site
 from pipelines.optimize.examples import Examples, read_examples
 from pipelines.optimize.fragment import check_name, register
 from pipelines.optimize.step.task import StepFailed, StepTask
-from pipelines.optimize.worker import publish, run_step
+from pipelines.optimize.worker import publish, run_step, share_of
 from serve.engine.fingerprint import fingerprint_model
 from serve.engine.prompt import read_model_config
 
@@ -130,13 +130,13 @@ def _run_missing(
             print(f"[{time.monotonic() - began:.0f}s] {line}", file=terminal, flush=True)
 
         with connect(job.cluster, 2, Path(scratch)) as connection:
-            gpus = 1.0 if connection.resources.get("GPU") else 0.0
             for number, link in enumerate(chain, 1):
                 title = f"step {number} of {len(chain)}, {link.name} ({link.spec.kind.value})"
                 if link.key in done:
                     say(f"{title}: done before")
                 else:
                     say(title)
+                    share = share_of(link.spec, connection.resources)
                     task = StepTask(
                         spec=link.spec,
                         source=source,
@@ -146,7 +146,7 @@ def _run_missing(
                         seed=job.seed,
                     )
                     try:
-                        artifact = run_step(link, task, job.model.name, gpus, say)
+                        artifact = run_step(link, task, job.model.name, share, say)
                     except StepFailed as failure:
                         raise StepFailed(f"{link.name}: {failure}") from failure
                     finally:

@@ -5,29 +5,53 @@ from __future__ import annotations
 import shutil
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from conf.schema.step import StepKind
+from conf.schema.step import StepKind, StepSpec
 from pipelines.artifact import Artifact
 from pipelines.optimize.chain import Link, fingerprint_folder
 from pipelines.optimize.environment import runtime_env, versions
 from pipelines.optimize.step.task import StepFailed, StepTask
 
 POLL_S = 0.5
+MOST_CPUS = 8
+"""Of a step in one process: small models gain nothing from more threads."""
 
 
-def run_step(link: Link, task: StepTask, model: str, num_gpus: float, say: Callable[[str], None]) -> Artifact:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """What a step may take of the cluster while it runs: it runs alone."""
+
+    num_cpus: float
+    """Its threads, too."""
+    num_gpus: float
+
+
+def share_of(spec: StepSpec, resources: Mapping[str, float]) -> Share:
+    """Returns a step's share; of one that starts workers of its own nothing, so that they have room.
+
+    Args:
+        spec: the step.
+        resources: all that the cluster has.
+    """
+    if spec.lesson is not None and spec.lesson.num_workers > 1:
+        return Share(num_cpus=0.0, num_gpus=0.0)
+    cpus = max(1.0, min(float(MOST_CPUS), resources.get("CPU", 1.0)))
+    return Share(num_cpus=cpus, num_gpus=1.0 if resources.get("GPU") else 0.0)
+
+
+def run_step(link: Link, task: StepTask, model: str, share: Share, say: Callable[[str], None]) -> Artifact:
     """Runs a step and keeps its result.
 
     Args:
         link: the step.
         task: what it is given; its target and progress file are set here.
         model: the first model's name, for the record.
-        num_gpus: GPUs that the task asks for.
+        share: what the task asks for.
         say: takes lines of progress.
 
     Raises:
@@ -42,7 +66,7 @@ def run_step(link: Link, task: StepTask, model: str, num_gpus: float, say: Calla
     progress.touch()
     began = time.monotonic()
     try:
-        remote = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=0)(_run)
+        remote = ray.remote(num_cpus=share.num_cpus, num_gpus=share.num_gpus, max_retries=0)(_run)
         reference = remote.options(runtime_env=runtime_env()).remote(
             link.spec.kind, replace(task, target=target, progress=progress)
         )
