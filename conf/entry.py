@@ -56,6 +56,9 @@ def groups(name: str | None = None) -> list[str]:
         return found
     defaults = OmegaConf.select(OmegaConf.load(here / f"{name}.yaml"), "defaults")
     chosen = {str(key) for item in defaults if OmegaConf.is_dict(item) for key in item}
+    for item in defaults:
+        if isinstance(item, str) and item in SCHEMAS:  # plan takes all that batch takes
+            chosen |= set(groups(item))
     return [group for group in found if group in chosen]
 
 

@@ -4,8 +4,8 @@ r"""One row for each recipe: made by manta optimize, measured by manta evaluate,
     python scripts/bench_optimize.py --model demo --recipes w8a8 w4a16 --rows 300 --work out/optimize --out /tmp/table
 
 Steps learn and calibrate on tickets of the training pool; all models are asked the same held-out tickets. Results and
-cards lie below --work, and what is there is not made again: a run that broke goes on. --out gets the cards (.json), the
-table (.md) and quality against speed (.html).
+cards lie below --work, and what is there is not made again: a run that broke goes on. --out gets the cards (.json) and
+quality against speed (.html); the table is printed.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def write(args: argparse.Namespace, names: list[str], seconds: dict[str, float])
     cards = {name: args.work / "cards" / name / "card.json" for name in names}
     cards = {name: path for name, path in cards.items() if path.exists()}
     table = manta("compare", *map(str, cards.values()), f"--plot={args.out.with_suffix('.html')}")
-    args.out.with_suffix(".md").write_text(table)
+    print(table, flush=True)
     said = {
         "command": " ".join(sys.argv),
         "machine": machine(),

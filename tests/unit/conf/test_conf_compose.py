@@ -185,3 +185,8 @@ def test_enums_and_properties_arrive_typed():
     assert job.engine.in_flight_rows == 14
     assert compose_filled("batch", "engine.max_in_flight=3").engine.in_flight_rows == 3
     assert compose_filled("batch", "data.input=[a,b]").data.inputs == ["a", "b"]
+
+
+def test_a_verb_that_takes_what_another_takes_chooses_from_its_groups():
+    assert entry.groups("plan") == entry.groups("batch")
+    assert "model" in entry.groups("plan")
