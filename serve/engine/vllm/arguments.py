@@ -56,6 +56,7 @@ def engine_arguments(model: ModelSpec, spec: EngineSpec, device: Device, task: T
         arguments |= _adapter_arguments(model, device)
     if device is Device.cpu:
         arguments["enforce_eager"] = True  # compiling takes longer than a small model's whole job
+        arguments["worker_extension_cls"] = "serve.engine.vllm.tiles.Tiles"
     elif spec.kv_cache_bytes is not None:
         arguments["kv_cache_memory_bytes"] = spec.kv_cache_bytes
         if spec.engines_per_device > 1:
