@@ -20,7 +20,7 @@ from pipelines.optimize.environment import check_site
 from pipelines.optimize.examples import Examples, read_examples
 from pipelines.optimize.fragment import check_name, register
 from pipelines.optimize.step.task import StepFailed, StepTask
-from pipelines.optimize.worker import publish, run_step, share_of
+from pipelines.optimize.worker import is_published, publish, run_step, share_of
 from serve.engine.fingerprint import fingerprint_model
 from serve.engine.prompt import read_model_config
 
@@ -60,7 +60,8 @@ def run(job: OptimizeJob) -> int:
         print("manta optimize: stopped; finished steps are kept, the same command goes on", file=sys.stderr)
         sys.stderr.flush()
         os._exit(130)
-    publish(chain[-1].folder, target)
+    if not is_published(chain[-1], target):  # a card may lie beside what is
+        publish(chain[-1].folder, target)
     print(_summary(job, target, chain, done))
     return 0
 

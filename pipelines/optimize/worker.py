@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.schema.step import StepKind, StepSpec
-from pipelines.artifact import Artifact
+from pipelines.artifact import Artifact, read_artifact
 from pipelines.optimize.chain import Link, fingerprint_folder
 from pipelines.optimize.environment import runtime_env, versions
 from pipelines.optimize.step.task import StepFailed, StepTask
@@ -109,6 +109,12 @@ def _run(kind: StepKind, task: StepTask) -> tuple[dict[str, Any], str | None]:
 def _pass_on(lines: Any, say: Callable[[str], None]) -> None:
     for line in lines:
         say(line.rstrip("\n"))
+
+
+def is_published(link: Link, target: Path) -> bool:
+    """Returns whether a step's result lies in a folder as it was made."""
+    artifact = read_artifact(target)
+    return artifact is not None and artifact.key == link.key and artifact.fingerprint == fingerprint_folder(target)
 
 
 def publish(source: Path, target: Path) -> None:

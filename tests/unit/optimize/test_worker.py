@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 
 from conf.schema.distill import DistillSpec
+from conf.schema.recipe import RecipeSpec
 from conf.schema.step import StepKind, StepSpec
-from pipelines.optimize.worker import Share, publish, share_of
+from pipelines.artifact import Artifact
+from pipelines.optimize.chain import fingerprint_folder, link_steps
+from pipelines.optimize.worker import Share, is_published, publish, share_of
 
 DISTILL = StepSpec(kind=StepKind.distill)
 TOGETHER = StepSpec(kind=StepKind.distill, distill=DistillSpec(num_workers=2))
@@ -35,3 +38,19 @@ def test_a_result_replaces_the_one_before_it_and_leaves_folders_alone(tmp_path: 
     publish(source, target)
     assert sorted(path.name for path in target.iterdir()) == ["_manta", "artifact.json", "config.json"]
     assert (target / "artifact.json").read_text() == "artifact.json"
+
+
+def test_a_result_is_published_once_and_again_where_it_was_changed(tmp_path: Path):
+    (link,) = link_steps(RecipeSpec(steps={"bits": StepSpec(kind=StepKind.quantize)}), "f", None, 0, tmp_path / "steps")
+    link.folder.mkdir(parents=True)
+    (link.folder / "config.json").write_text("{}")
+    fingerprint = fingerprint_folder(link.folder)
+    what = {"key": link.key, "form": link.form, "step": link.name, "spec": {}, "parent": "f", "model": "demo"}
+    Artifact(**what, fingerprint=fingerprint, seconds=0.0, versions={}).write(link.folder)
+    target = tmp_path / "out"
+    assert not is_published(link, target)
+    publish(link.folder, target)
+    (target / "card.json").write_text("{}")
+    assert is_published(link, target)
+    (target / "config.json").write_text("{ }")
+    assert not is_published(link, target)
