@@ -20,7 +20,7 @@ from pipelines.optimize.environment import check_site
 from pipelines.optimize.examples import Examples, read_examples
 from pipelines.optimize.fragment import check_name, register
 from pipelines.optimize.step.task import StepFailed, StepTask
-from pipelines.optimize.worker import is_published, publish, run_step, share_of
+from pipelines.optimize.worker import StepDied, is_published, publish, run_step, share_of
 from serve.engine.fingerprint import fingerprint_model
 from serve.engine.prompt import read_model_config
 
@@ -56,6 +56,9 @@ def run(job: OptimizeJob) -> int:
             _run_missing(job, chain, done, examples, store)
     except StepFailed as failure:
         raise UserError(f"recipe.steps.{failure}") from failure
+    except StepDied as death:
+        print(f"manta optimize: recipe.steps.{death}\nlogs: {store / 'logs'}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("manta optimize: stopped; finished steps are kept, the same command goes on", file=sys.stderr)
         sys.stderr.flush()
@@ -150,6 +153,8 @@ def _run_missing(
                         artifact = run_step(link, task, job.model.name, share, say)
                     except StepFailed as failure:
                         raise StepFailed(f"{link.name}: {failure}") from failure
+                    except StepDied as death:
+                        raise StepDied(f"{link.name} ({link.spec.kind.value}) failed: {death}") from death
                     finally:
                         keep_logs(connection.logs, store / "logs")
                     say(f"{title}: {artifact.seconds:.1f} s, {_words(artifact.measured)}")

@@ -22,6 +22,10 @@ MOST_CPUS = 8
 """Of a step in one process: small models gain nothing from more threads."""
 
 
+class StepDied(Exception):
+    """A step ended in a way that nobody foresaw: its process was killed, or a library failed."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Share:
     """What a step may take of the cluster while it runs: it runs alone."""
@@ -56,8 +60,10 @@ def run_step(link: Link, task: StepTask, model: str, share: Share, say: Callable
 
     Raises:
         StepFailed: when the step cannot do it.
+        StepDied: when its process does, or a library in it fails.
     """
     import ray
+    import ray.exceptions
 
     link.folder.parent.mkdir(parents=True, exist_ok=True)
     target = link.folder.with_name(f".{link.folder.name}.{uuid.uuid4().hex[:8]}")
@@ -74,7 +80,10 @@ def run_step(link: Link, task: StepTask, model: str, share: Share, say: Callable
             while not ray.wait([reference], timeout=POLL_S)[0]:
                 _pass_on(lines, say)
             _pass_on(lines, say)
-        measured, failure = ray.get(reference)
+        try:
+            measured, failure = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            raise StepDied(str(error).strip().rpartition("\n")[2]) from error
         if failure is not None:
             raise StepFailed(failure)
         artifact = Artifact(

@@ -53,3 +53,17 @@ def test_a_recipe_s_result_answers_in_the_engine(name: str, tickets: Path, tmp_p
     asked = manta(f"model=e2e-{name}", "data=tickets", f"data.input={tickets}", f"output.path={answers}", *engine)
     assert asked.returncode == 0, asked.stderr
     assert record(answers)["exact_match"] >= case["exact_match"]
+
+
+@pytest.mark.slow
+def test_a_library_that_fails_in_a_step_is_told_of_with_its_logs(demo_model: Path, tmp_path: Path):
+    torn = tmp_path / "torn"
+    torn.mkdir()
+    for path in demo_model.iterdir():
+        content = path.read_bytes()
+        (torn / path.name).write_bytes(content[:200_000] if path.suffix == ".safetensors" else content)
+    done = optimize(f"model.path={torn}", "recipe=w8a8", f"output.path={tmp_path / 'out'}")
+    assert done.returncode == 1
+    assert "manta optimize: recipe.steps.quantize (quantize) failed: safetensors" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((tmp_path / "out" / "_manta" / "steps" / "logs").iterdir())
