@@ -21,6 +21,12 @@ QUICK = ("w8a8",)
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 
+@pytest.fixture(autouse=True)
+def own_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers, no other one finds."""
+    monkeypatch.setitem(ENVIRONMENT, "MANTA_CONF", str(tmp_path / "choices"))
+
+
 def optimize(*words: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "conf.cli", "optimize", "model=demo", *words]
     return subprocess.run(line, capture_output=True, text=True, timeout=300, env=ENVIRONMENT, check=False)
