@@ -18,6 +18,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import demo_tickets
 from bench_machine import machine
@@ -115,11 +116,16 @@ def write(args: argparse.Namespace, names: list[str], seconds: dict[str, float])
         "command": " ".join(sys.argv),
         "machine": machine(),
         "optimize_s": seconds,
-        "cards": {name: json.loads(path.read_text()) for name, path in cards.items()},
+        "cards": {name: _short(json.loads(path.read_text())) for name, path in cards.items()},
     }
-    for card in said["cards"].values():
-        card.pop("outcomes", None)
     args.out.with_suffix(".json").write_text(json.dumps(said, indent=1) + "\n")
+
+
+def _short(card: dict[str, Any]) -> dict[str, Any]:
+    """A card without the sign of each row, and without this machine's folders."""
+    if isinstance(card, dict):
+        return {key: _short(value) for key, value in card.items() if key not in ("outcomes", "path", "input")}
+    return card
 
 
 def main() -> None:
