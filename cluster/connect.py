@@ -141,13 +141,13 @@ def _join(address: str) -> object:
                 ray.shutdown()
                 time.sleep(JOIN_S)
                 continue
-            said = " ".join(filter(None, (_last_line(error), error.__cause__ and _last_line(error.__cause__))))
+            said = " ".join(filter(None, (last_line(error), error.__cause__ and last_line(error.__cause__))))
             raise UserError(f"cluster.address={address}: no cluster answers: {said}") from error
     raise AssertionError("the last try returns or raises")
 
 
-def _last_line(error: BaseException) -> str:
-    """The line that says why: Ray puts a whole traceback into what it raises."""
+def last_line(error: BaseException) -> str:
+    """Returns the line that says why: Ray puts a whole traceback into what it raises."""
     return str(error).strip().rpartition("\n")[2]
 
 

@@ -40,6 +40,12 @@ class Size:
         return asdict(self)
 
 
+def weight_bytes(folder: Path) -> int:
+    """Returns the bytes of a folder's files that hold weights; Mistral's own copy of the same weights is left out."""
+    files = {path for pattern in WEIGHTS for path in folder.glob(pattern)}
+    return sum(path.stat().st_size for path in files if not path.name.startswith("consolidated"))
+
+
 def measure_size(folder: Path, config: Mapping[str, Any], known: Mapping[str, Any] | None = None) -> Size:
     """Measures a model's folder.
 
@@ -51,8 +57,6 @@ def measure_size(folder: Path, config: Mapping[str, Any], known: Mapping[str, An
     Raises:
         UserError: when a file cannot be read.
     """
-    files = {path for pattern in WEIGHTS for path in folder.glob(pattern)}
-    disk_bytes = sum(path.stat().st_size for path in files if not path.name.startswith("consolidated"))
     count = parameters_bytes = linear = linear_bytes = zeros = fours = pairs = 0
     try:
         for weight in read_weights(read_tensors(folder), config):
@@ -68,7 +72,7 @@ def measure_size(folder: Path, config: Mapping[str, Any], known: Mapping[str, An
         raise UserError(f"model.path={folder}: its weights cannot be read: {error}") from error
     told = (known or {}).get("parameters")
     return Size(
-        disk_bytes=disk_bytes,
+        disk_bytes=weight_bytes(folder),
         parameters=count or (told if isinstance(told, int) else None),
         bits_per_parameter=8 * parameters_bytes / count if count else None,
         linear_parameters=linear or None,

@@ -14,6 +14,7 @@ from cluster.terminal import divert_output, scratch_folder
 from conf.errors import UserError
 from conf.schema.optimize import OptimizeJob
 from pipelines.artifact import Artifact, Form, read_artifact
+from pipelines.evaluate.size import weight_bytes
 from pipelines.optimize.chain import Link, find_done, link_steps
 from pipelines.optimize.check import check_room, check_step
 from pipelines.optimize.environment import check_site
@@ -23,9 +24,6 @@ from pipelines.optimize.step.task import StepFailed, StepTask
 from pipelines.optimize.worker import StepDied, is_published, publish, run_step, share_of
 from serve.engine.fingerprint import fingerprint_model
 from serve.engine.prompt import read_model_config
-
-WEIGHTS = (".safetensors", ".bin", ".onnx", ".data")
-"""Suffixes of files that hold them."""
 
 
 def run(job: OptimizeJob) -> int:
@@ -172,7 +170,7 @@ def _listing(chain: list[Link], done: dict[str, Artifact]) -> str:
 def _summary(job: OptimizeJob, target: Path, chain: list[Link], done: dict[str, Artifact]) -> str:
     last = read_artifact(target)
     assert last is not None
-    before, after = _weight_bytes(Path(job.model.path)), _weight_bytes(target)
+    before, after = weight_bytes(Path(job.model.path)), weight_bytes(target)
     skipped = f" ({len(done)} of them before)" if done else ""
     lines = [
         f"{job.title}: {len(chain)} step{'s' if len(chain) > 1 else ''}{skipped} -> {target}",
@@ -189,10 +187,6 @@ def _summary(job: OptimizeJob, target: Path, chain: list[Link], done: dict[str, 
     lines.append(f"next: manta evaluate {model}{engine} {parent}{parents} data=...")
     lines.append(f"      manta batch {model}{engine} data=...")
     return "\n".join(lines)
-
-
-def _weight_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in WEIGHTS)
 
 
 def _words(measured: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from cluster.connect import last_line
 from conf.schema.step import StepKind, StepSpec
 from pipelines.artifact import Artifact, read_artifact
 from pipelines.optimize.chain import Link, fingerprint_folder
@@ -83,7 +84,7 @@ def run_step(link: Link, task: StepTask, model: str, share: Share, say: Callable
         try:
             measured, failure = ray.get(reference)
         except ray.exceptions.RayError as error:
-            raise StepDied(str(error).strip().rpartition("\n")[2]) from error
+            raise StepDied(last_line(error)) from error
         if failure is not None:
             raise StepFailed(failure)
         artifact = Artifact(

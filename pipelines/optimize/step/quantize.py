@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from conf.schema.quantize import QuantizeSpec, Rounding
+from pipelines.evaluate.tensors import read_tensors
 from pipelines.optimize.decoder import copy_tokenizer, load_decoder, narrow
-from pipelines.optimize.quantize.scheme import activation_args, choose_group, kv_cache_args, weight_args
+from pipelines.optimize.quantize.scheme import choose_group, quantization_config
 from pipelines.optimize.step.task import StepFailed, StepTask
 
 
@@ -65,15 +66,11 @@ def saved_bits(folder: Path, values: Mapping[str, int]) -> float:
     Raises:
         StepFailed: when a layer was saved as it was: in 16 bits or more.
     """
-    from safetensors import safe_open
-
     taken = dict.fromkeys(values, 0)
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (it is no dict)
-                layer, _, part = name.rpartition(".")
-                if layer in taken and part.startswith("weight"):
-                    taken[layer] += file.get_tensor(name).nbytes * 8
+    for name, tensor in read_tensors(folder).items():
+        layer, _, part = name.rpartition(".")
+        if layer in taken and part.startswith("weight"):
+            taken[layer] += 8 * tensor.num_bytes
     plain = next((layer for layer, bits in taken.items() if not 0 < bits < 16 * values[layer]), None)
     if plain is not None:
         raise StepFailed(
@@ -99,12 +96,8 @@ def _modifiers(spec: QuantizeSpec, group_size: int | None) -> list[Any]:
     from llmcompressor.modifiers.transform.awq import AWQModifier
     from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 
-    group: dict[str, Any] = {"targets": ["Linear"], "weights": weight_args(spec, group_size)}
-    if (activations := activation_args(spec)) is not None:
-        group["input_activations"] = activations
-    how: dict[str, Any] = {"config_groups": {"group_0": group}, "ignore": list(spec.ignore)}
-    if spec.kv_cache:
-        how["kv_cache_scheme"] = kv_cache_args()
+    wanted = quantization_config(spec, group_size)
+    how: dict[str, Any] = {key: wanted[key] for key in ("config_groups", "ignore", "kv_cache_scheme")}
     made: list[Any] = []
     if spec.smooth is not None:
         made.append(SmoothQuantModifier(smoothing_strength=spec.smooth))
