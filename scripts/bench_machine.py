@@ -21,8 +21,10 @@ FREE_WITHIN_S = 60.0
 
 
 def gpus(query: str = "name,driver_version,memory.total") -> list[str]:
-    """Returns a line for each NVIDIA GPU; none where there is no driver."""
+    """Returns a line for each NVIDIA GPU that this process may use; none where there is no driver."""
     command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        command += ["-i", visible]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):

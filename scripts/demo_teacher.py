@@ -90,14 +90,16 @@ def save_tokenizer(tokenizer: tokenizers.Tokenizer, out: pathlib.Path) -> None:
     (out / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def build_model(seed: int) -> Any:
+def build_model(seed: int, hidden_size: int = 256, layers: int = 4) -> Any:
     """Builds the untrained teacher.
 
     Args:
         seed: Seed of the initial weights.
+        hidden_size: A multiple of 128; it has a head for each 64.
+        layers: Number of layers.
 
     Returns:
-        A float32 transformers.LlamaForCausalLM of about 3.5 M parameters.
+        A float32 transformers.LlamaForCausalLM, of about 3.5 M parameters in the demo's size.
     """
     import torch
     import transformers
@@ -105,11 +107,11 @@ def build_model(seed: int) -> Any:
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(
         vocab_size=VOCAB_SIZE,
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        hidden_size=hidden_size,
+        intermediate_size=hidden_size * 11 // 4,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden_size // 64,
+        num_key_value_heads=hidden_size // 128,
         head_dim=64,
         max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=True,

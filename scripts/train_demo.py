@@ -147,7 +147,7 @@ def train(args: argparse.Namespace, tokenizer: tokenizers.Tokenizer, device: str
     """
     import torch
 
-    model = demo_teacher.build_model(args.seed).to(device)
+    model = demo_teacher.build_model(args.seed, args.hidden_size, args.layers).to(device)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
@@ -209,6 +209,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--steps", type=int, default=8000, help="optimizer steps")
     parser.add_argument("--batch-size", type=int, default=512, help="conversations a step")
+    parser.add_argument("--hidden-size", type=int, default=256, help="width, a multiple of 128")
+    parser.add_argument("--layers", type=int, default=4, help="layers")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto takes a GPU if any")
     parser.add_argument("--seed", type=int, default=1, help="seed of the training tickets and the weights")
     parser.add_argument("--out", type=pathlib.Path, default=demo_tickets.DEMO_DIR / "model", help="folder to write")

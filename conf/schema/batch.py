@@ -66,7 +66,7 @@ class BatchSpec:
     """Rows with a common prefix run together and long answers in good time (prefix), or rows as they come (input)."""
     window_rows: int = 8192
     """Rows that a replica holds to order them, at 8 bytes a token. More find more in common. One of several replicas
-    holds 1/4 of its share of the job at most, and none less than its engine needs."""
+    holds its share of the job at most, and none less than its engine needs."""
     max_attempts: int = 4
     """A row in flight at so many deaths of engines, at last alone, is a dead letter."""
 

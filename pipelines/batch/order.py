@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 MAX_UNITS = 32
 """Units that a replica works on at a time, each in a thread."""
-FAIR_PARTS = 4
-"""One of several replicas holds a part of its share of the job at a time: the rest goes to whoever is ready for it."""
 SLACK = 2
 """How much earlier than needed long answers go: what is expected of them is a limit, and others end before theirs."""
 
@@ -110,8 +108,8 @@ def plan_order(job: BatchJob, work: Work, num_replicas: int) -> Ordering:
     is_auto = job.batch.order is Order.auto
     is_ordered = job.task is Task.generate if is_auto else job.batch.order is Order.prefix
     if is_ordered:
-        share = pending_rows if num_replicas == 1 else pending_rows // (FAIR_PARTS * num_replicas)
-        spare_rows = slots if job.batch.window_rows < pending_rows or share < pending_rows else 0
+        share = pending_rows // num_replicas
+        spare_rows = slots if job.batch.window_rows < share else 0
         held = min(job.batch.window_rows + spare_rows, share)
         if held > units * unit_rows:
             units = -(-held // unit_rows)

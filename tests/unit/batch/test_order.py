@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from prefix_cache import BLOCK_TOKENS, hit_rate
+from step_engine import job_s
 
 from conf.schema.batch import BatchJob, BatchSpec, Order
 from conf.schema.data import DataSpec
@@ -147,10 +149,22 @@ def test_one_replica_holds_what_the_window_allows() -> None:
     assert planned(100_000, 100).units == MAX_UNITS
 
 
-def test_one_of_several_replicas_holds_a_part_of_its_share() -> None:
-    assert planned(40_000, 600, num_replicas=4, max_num_seqs=64).units == -(-40_000 // 16 // 600)
-    few = planned(3000, 93, num_replicas=2)
-    assert few.units == planned(3000, 93, num_replicas=2, order=Order.input).units  # what its slots need
+def test_one_of_several_replicas_holds_its_share_and_nothing_of_it_back() -> None:
+    share = planned(40_000, 625, num_replicas=8)
+    assert (share.units, share.rows, share.spare_rows) == (8, 5000, 0)
+    many = planned(40_000, 625, num_replicas=2)
+    assert (many.rows, many.spare_rows) == (9375 - 512, 512)  # the window is less than its share: others follow
+    few = planned(600, 32, num_replicas=2)
+    assert few.units == planned(600, 32, num_replicas=2, order=Order.input).units  # what its slots need
+
+
+@pytest.mark.parametrize("late_s", [0.0, 4.0])
+def test_two_replicas_are_almost_twice_as_fast_as_one(late_s: float) -> None:
+    drawn = random.Random(1)
+    rows = [(245, min(1024, max(1, round(drawn.lognormvariate(4.6, 0.9))))) for _ in range(3000)]
+    one = job_s(rows, 187, planned(3000, 187, max_num_seqs=128), [0.0])
+    two = job_s(rows, 93, planned(3000, 93, num_replicas=2, max_num_seqs=128), [0.0, late_s])
+    assert one / (two - late_s / 2) > 1.8  # 1.0 where they hold a quarter of it: the last units' long answers come late
 
 
 @pytest.mark.parametrize("unit_rows", [1, 31, 500, 20_000])
