@@ -67,7 +67,7 @@ slow: $(STAMP) $(OPTIMIZE) ## the tests at full size, minutes each
 
 render: $(STAMP) ## write cluster/rendered again, from conf/fleet
 	@for name in $(basename $(notdir $(wildcard conf/fleet/*.yaml))); do \
-	  $(BIN)/manta cluster render cluster=$$name --out cluster/rendered/$$name >/dev/null 2>&1 || exit 1; done
+	  $(BIN)/manta cluster render cluster=$$name --out cluster/rendered/$$name >/dev/null || exit 1; done
 
 lock: ## resolve requirements/*.in again (needs uv on the PATH)
 	@for extra in cpu gpu; do \
