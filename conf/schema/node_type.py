@@ -82,7 +82,8 @@ class NodeTypeSpec:
             )
         if self.num_devices:
             raise UserError(
-                f"{key}.num_devices must be 0: {key}.topology={self.topology} says how many chips a host has"
+                f"{key}.num_devices must be 0 with {key}.topology={self.topology}, which says how many chips a host"
+                f" has, got {self.num_devices}"
             )
 
     @property

@@ -1,4 +1,4 @@
-"""What KubeRay would have Ray Serve deploy, deployed on a Ray with a token on this machine; and Ray Serve LLM's reading."""
+"""What KubeRay would have Ray Serve deploy, deployed here on a Ray with a token; what Ray Serve LLM makes of its own."""
 
 from __future__ import annotations
 
