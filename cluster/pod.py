@@ -62,6 +62,8 @@ def pod_template(
         # the head's account lets the autoscaler ask for pods; a worker asks Kubernetes for nothing
         **({} if is_head else {"automountServiceAccountToken": False}),
         "enableServiceLinks": False,
+        # a container that starts again would be another Ray node in the pod that the autoscaler knows
+        "restartPolicy": "Never",
         "securityContext": pod_security(),
         "terminationGracePeriodSeconds": GRACE_S,
         "containers": [container],
@@ -125,14 +127,17 @@ def _probe(get: dict[str, Any], failures: int) -> dict[str, Any]:
 
 
 def _selector(node: NodeTypeSpec) -> dict[str, str]:
+    """Labels as GKE has them; what the user says of a node without TPUs stands in their place."""
     selector: dict[str, str] = {}
     profile = profiles()[node.hardware]
+    if node.node_selector and not node.is_tpu:
+        return dict(node.node_selector)
     if node.is_tpu:
         assert node.topology is not None
         assert profile.gke_accelerator is not None
         selector["cloud.google.com/gke-tpu-accelerator"] = profile.gke_accelerator
         selector["cloud.google.com/gke-tpu-topology"] = node.topology
-    elif profile.gke_accelerator is not None and not node.node_selector:
+    elif profile.gke_accelerator is not None:
         selector["cloud.google.com/gke-accelerator"] = profile.gke_accelerator
     if node.spot:
         selector["cloud.google.com/gke-spot"] = "true"

@@ -41,7 +41,8 @@ class NodeTypeSpec:
     """Of a TPU, the chips of a slice, such as 4x4; a slice of more than 8 chips lies on several hosts, which come and
     go together."""
     node_selector: dict[str, str] = field(default_factory=dict)
-    """Labels of the Kubernetes nodes that pods may go to, beside those that the hardware says."""
+    """Labels of the Kubernetes nodes that pods may go to, in place of GKE's for the GPU and for spot nodes; beside them
+    with a TPU."""
 
     def check(self, key: str) -> None:
         """Checks what no provider can make of it.

@@ -1,4 +1,4 @@
-"""What KubeRay would have Ray Serve deploy, deployed here on a Ray with a token; what Ray Serve LLM makes of its own."""
+"""What KubeRay has Ray Serve deploy, deployed here on a Ray with a token; what Ray Serve LLM makes of a slice."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from fleets import KUBERAY, rendered
 from kuberay_fields import kubernetes_parts, mistakes
+from kuberay_rules import broken_rules
 
 from conf import entry
 
@@ -65,6 +66,30 @@ def test_a_field_that_the_reference_does_not_have_is_found(change: dict[str, Any
     manifest = rendered("kuberay")["rayservice"]
     manifest["spec"] |= change
     assert any(said in mistake for mistake in mistakes(manifest)), list(mistakes(manifest))
+
+
+@pytest.mark.parametrize("name, file", MANIFESTS)
+def test_the_operator_refuses_no_combination_of_fields(name: str, file: str):
+    manifest = rendered(name)[file]
+    assert list(broken_rules(manifest)) == []
+    cluster = manifest["spec"] if file == "raycluster" else manifest["spec"][CLUSTER_AT[file]]
+    cluster["rayVersion"] = "2.51.0"
+    cluster["workerGroupSpecs"][0]["template"]["spec"]["restartPolicy"] = "Always"
+    cluster["workerGroupSpecs"][0]["resources"] = {"CPU": "4"}
+    manifest["metadata"]["name"] = "Manta"
+    assert len(list(broken_rules(manifest))) == 4
+
+
+def test_the_longest_name_that_a_cluster_may_have_is_short_enough_for_the_operator():
+    for manifest in rendered("kuberay", f"fleet.name={'n' * 30}").values():
+        assert list(broken_rules(manifest)) == []
+
+
+def test_labels_of_nodes_elsewhere_stand_in_the_place_of_gke_s():
+    words = [f"fleet.workers.{name}.node_selector.pool={name}" for name in ("gpu-spot", "gpu-on-demand")]
+    groups = rendered("kuberay", *words)["raycluster"]["spec"]["workerGroupSpecs"]
+    selectors = [group["template"]["spec"]["nodeSelector"] for group in groups]
+    assert selectors == [{"pool": "gpu-spot"}, {"pool": "gpu-on-demand"}]
 
 
 @pytest.mark.parametrize("version", KUBERNETES)
