@@ -35,6 +35,8 @@ class Hardware:
     link_bytes_per_s: float
     cores: int
     """Of this machine; of use on CPU alone."""
+    is_shared: bool = True
+    """Whether several engines may be on one device: a TPU's chip has one process."""
     price_per_hour: float | None = None
     """Of one device, where the profile or the user says it."""
     note: str | None = None
@@ -99,6 +101,7 @@ def find_hardware(spec: HardwareSpec, device: Device, num_gpus: int) -> Hardware
         flop_per_s=flops,
         link_bytes_per_s=full.link_bytes_per_s or 25e9,
         cores=len(os.sched_getaffinity(0)),
+        is_shared=full.resource != "TPU",
         price_per_hour=full.price_per_hour,
         note=full.note,
     )

@@ -1,7 +1,7 @@
 """What KubeRay's operator refuses, beyond single fields, of what may stand in our manifests.
 
-Source: KubeRay, ray-operator/controllers/ray/utils/validation.go: ValidateRayClusterSpec, ValidateRayJobSpec,
-Validate...Metadata. Names: a DNS-1035 label; the operator's bounds differ by kind and are 41 letters or more.
+Source: KubeRay, ray-operator/controllers/ray/utils/validation.go (ValidateRayClusterSpec, ValidateRayJobSpec,
+Validate...Metadata) and constant.go (lengths of names).
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-MAX_NAME = 41
+MAX_NAME = {"RayCluster": 53, "RayJob": 47, "RayService": 47}
 AT = {"RayCluster": None, "RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}
 
 
 def broken_rules(manifest: dict[str, Any]) -> Iterator[str]:
     """Yields each rule that a manifest breaks."""
     name, spec = manifest["metadata"]["name"], manifest["spec"]
-    if not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", name) or len(name) > MAX_NAME:
+    if not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", name) or len(name) > MAX_NAME[manifest["kind"]]:
         yield f"the name {name} is no short DNS-1035 label"
     if manifest["kind"] == "RayJob":
         if spec["ttlSecondsAfterFinished"] < 0 or spec["backoffLimit"] < 0:
