@@ -15,14 +15,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-deps --no-input
 
-.PHONY: help install optimize demo test lint types contracts unit slow lock wire clean
+.PHONY: help install optimize demo test lint types contracts unit slow render lock wire clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(STAMP) ## make .venv and install into it (EXTRA=cpu, or EXTRA=gpu for CUDA)
 
-$(STAMP): $(LOCK) pyproject.toml Makefile
+$(STAMP): $(LOCK) requirements/launcher.txt pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	  || { echo "Python 3.11 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1); try: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 2; }
 	@if [ -d $(VENV) ] && ! ls $(VENV)/.installed-$(EXTRA) >/dev/null 2>&1 && ls $(VENV)/.installed-* >/dev/null 2>&1; then \
@@ -34,7 +34,7 @@ ifeq ($(EXTRA),cpu)
 	  || $(PIP_INSTALL) "torch==$(TORCH)+cpu" 2>/dev/null \
 	  || $(PIP_INSTALL) --index-url https://download.pytorch.org/whl/cpu "torch==$(TORCH)+cpu"
 endif
-	@$(PIP_INSTALL) -r $(LOCK)
+	@$(PIP_INSTALL) -r $(LOCK) -r requirements/launcher.txt
 	@$(PIP_INSTALL) --no-build-isolation -e .
 	@touch $@
 
@@ -64,6 +64,10 @@ unit: $(STAMP) $(OPTIMIZE)
 
 slow: $(STAMP) $(OPTIMIZE) ## the tests at full size, minutes each
 	@$(BIN)/python -m pytest -m slow
+
+render: $(STAMP) ## write cluster/rendered again, from conf/fleet
+	@for name in $(basename $(notdir $(wildcard conf/fleet/*.yaml))); do \
+	  $(BIN)/manta cluster render cluster=$$name --out cluster/rendered/$$name >/dev/null || exit 1; done
 
 lock: ## resolve requirements/*.in again (needs uv on the PATH)
 	@for extra in cpu gpu; do \

@@ -19,6 +19,7 @@ from conf.keys import keys_of
 from conf.override import fit_overrides, literal
 from conf.schema.batch import BatchJob
 from conf.schema.evaluate import EvaluateJob
+from conf.schema.fleet import RenderJob
 from conf.schema.optimize import OptimizeJob
 from conf.schema.serve import ServeJob
 from conf.schema.simulate import SimulateJob
@@ -33,6 +34,7 @@ SCHEMAS: dict[str, type] = {
     "simulate": SimulateJob,
     "optimize": OptimizeJob,
     "evaluate": EvaluateJob,
+    "render": RenderJob,
 }
 """The primary configurations, each the root of a verb."""
 

@@ -55,20 +55,29 @@ result (NAME is MODEL-RECIPE, or name=NAME).""",
       quality.metrics=[exact,number] output.path=CARD --json
 
 The card, card.md and card.json, lies beside the model; manta compare A B C puts cards side by side.""",
+    "render": """  manta cluster render cluster=aws --out FOLDER
+  manta cluster render cluster=gcp cluster.gcp.project=PROJECT cluster.workers.gpu_spot.max_nodes=16
+  manta cluster render cluster=on_prem cluster.on_prem.head_ip=10.0.0.1 cluster.on_prem.worker_ips=[10.0.0.2,10.0.0.3]
+  manta cluster render cluster=kuberay cluster.image.gpu=REGISTRY/manta:TAG cluster.model=/data/models/mine
+  manta cluster render cluster=kuberay_tpu_v6e cluster.workers.tpu-v6e-16.max_nodes=4
+
+cluster stands for fleet, as the group and the keys are called below. Files go to --out, or out/render/NAME-PROVIDER;
+nothing is started. docs/real_clusters.md says what each file is for.""",
 }
 
 
-def help_text(name: str, what: str, width: int = 118) -> str:
-    """Returns the help of a verb."""
-    defaults = entry.compose_config(name)
-    lines = [f"manta {name}: {what}", "", f"usage: manta {name} [group=option ...] [key=value ...]", ""]
+def help_text(name: str, what: str, width: int = 118, command: str | None = None) -> str:
+    """Returns the help of a verb; ``command`` is what is typed for it, where that is not its name."""
+    defaults, typed = entry.compose_config(name), command or name
+    lines = [f"manta {typed}: {what}", "", f"usage: manta {typed} [group=option ...] [key=value ...]", ""]
     lines += ["examples:", EXAMPLES[name], "", "groups (a whole choice at once):"]
     lines += [f"  {group}={'|'.join(entry.options(group))}" for group in entry.groups(name)]
     lines += ["", "keys:"]
     for key in keys_of(entry.SCHEMAS[name]):
         lines.append(f"  {key.name}={_default(defaults, key.name)}  ({key.type_name})")
         lines += textwrap.wrap(key.doc, width, initial_indent="      ", subsequent_indent="      ")
-    lines += ["", "options: --cfg job prints the whole configuration, --cfg job -p engine a part of it, --resolve"]
+    if command is None:
+        lines += ["", "options: --cfg job prints the whole configuration, --cfg job -p engine a part of it, --resolve"]
     return "\n".join(lines)
 
 

@@ -36,6 +36,22 @@ class HardwareSpec:
     """Dense INT8 operations; null where the device has none: then bfloat16 is counted with."""
     link_bytes_per_s: float | None = None
     """Bandwidth between two devices of a host, one way."""
+    interconnect: str | None = None
+    """What joins the devices of a host, or of a slice, in words."""
+    price_per_hour: float | None = None
+    """Price of one device for an hour, where cluster.price_per_hour is null. No profile has one: prices differ by
+    provider, region and day."""
+    resource: str | None = None
+    """What Ray counts the devices as: CPU, GPU or TPU."""
+    accelerator: str | None = None
+    """Ray's name of the device (ray.util.accelerators): a node that has it holds accelerator_type:NAME."""
+    gke_accelerator: str | None = None
+    """How nodes with the device are labelled on GKE: cloud.google.com/gke-accelerator of a GPU, gke-tpu-accelerator of
+    a TPU; null where GKE has none."""
+    tpu_generation: str | None = None
+    """How Ray and Google call the generation in a slice's name, such as v6e of v6e-16; null for no TPU."""
+    note: str | None = None
+    """A word that goes with every plan for the device."""
 
     def __post_init__(self) -> None:
         for key in fields(self):

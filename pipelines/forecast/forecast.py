@@ -203,7 +203,7 @@ def make_forecast(
         inference_s=inference,
         low_s=start * (1 - START_SPREAD) + inference / (1 + error),
         high_s=start * (1 + START_SPREAD) + inference * (1 + error),
-        price_per_hour=job.cluster.price_per_hour,
+        price_per_hour=(hardware.price_per_hour if job.cluster.price_per_hour is None else job.cluster.price_per_hour),
         context_tokens=context_tokens,
     )
 

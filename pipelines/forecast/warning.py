@@ -48,5 +48,7 @@ def warnings_of(job: BatchJob, sample: Sample, forecast: Forecast) -> Iterator[s
         yield f"{f.hardware.num_devices - shape.num_devices} of {f.hardware.num_devices} devices have nothing to do"
     if job.cluster.address is not None and job.hardware.name == "auto":
         yield "hardware=auto looked at this machine, not at the cluster; say hardware=NAME hardware.num_devices=N"
+    if f.hardware.note is not None:
+        yield f.hardware.note
     if job.engine.kind is EngineKind.fake:
         yield "engine.kind=fake computes nothing: the times are those of the real engine"

@@ -26,7 +26,7 @@ class Hardware:
 
     name: str
     device: Device
-    """cuda or cpu."""
+    """cuda or cpu; a TPU counts as cuda."""
     num_devices: int
     memory_bytes: int
     bytes_per_s: float
@@ -35,6 +35,12 @@ class Hardware:
     link_bytes_per_s: float
     cores: int
     """Of this machine; of use on CPU alone."""
+    is_shared: bool = True
+    """Whether several engines may be on one device: a TPU's chip has one process."""
+    price_per_hour: float | None = None
+    """Of one device, where the profile or the user says it."""
+    note: str | None = None
+    """A word that goes with every plan for them."""
 
     def flops_of(self, arithmetic: str) -> float:
         """Returns operations a second; what the device does not know it does in bfloat16."""
@@ -74,6 +80,8 @@ def find_hardware(spec: HardwareSpec, device: Device, num_gpus: int) -> Hardware
             flop_per_s={"bf16": flops, "fp32": flops / 2},
             link_bytes_per_s=full.link_bytes_per_s or CPU_BYTES_PER_S,
             cores=cores,
+            price_per_hour=full.price_per_hour,
+            note=full.note,
         )
     for key in ("memory_bytes", "bytes_per_s", "bf16_flop_per_s"):
         if getattr(full, key) is None:
@@ -93,6 +101,9 @@ def find_hardware(spec: HardwareSpec, device: Device, num_gpus: int) -> Hardware
         flop_per_s=flops,
         link_bytes_per_s=full.link_bytes_per_s or 25e9,
         cores=len(os.sched_getaffinity(0)),
+        is_shared=full.resource != "TPU",
+        price_per_hour=full.price_per_hour,
+        note=full.note,
     )
 
 

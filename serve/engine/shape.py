@@ -115,7 +115,8 @@ def _engines(hardware: Hardware, group_devices: int, groups: int, wish: Wish) ->
         return (wish.engines_per_device,)
     if wish.num_replicas is not None:
         return (max(1, math.ceil(wish.num_replicas / groups)),)
-    return (1,) if group_devices > 1 or hardware.device is Device.cpu else ENGINES
+    is_alone = group_devices > 1 or hardware.device is Device.cpu or not hardware.is_shared
+    return (1,) if is_alone else ENGINES
 
 
 def _shape(
@@ -188,6 +189,8 @@ def _engines_reason(found: list[Shape], best: Shape, wish: Wish, hardware: Hardw
         return "one engine uses all cores"
     if group_devices > 1:
         return "an engine takes several devices"
+    if not hardware.is_shared:
+        return "a device of this kind has one process"
     if best is not found[0]:
         gain = best.rate.rows_per_s / rates[0] - 1
         return f"{gain:+.0%} expected: the CPU side of one engine leaves the device idle"

@@ -56,6 +56,18 @@ def test_primary_composes_to_its_typed_job(primary: str):
         assert type(getattr(job, field.name)) is get_type_hints(type(job))[field.name]
 
 
+def assert_said(got: Any, value: Any) -> None:
+    """A file says a part of a nested node, and of each node of a dict of them."""
+    if is_dataclass(got):
+        got = {name: getattr(got, name) for name in value}
+    if isinstance(value, dict):
+        assert set(got) == set(value)
+        for name, part in value.items():
+            assert_said(got[name], part)
+    else:
+        assert getattr(got, "name", got) == value
+
+
 @pytest.mark.parametrize("group,option", OPTIONS)
 def test_group_option_composes_and_sets_what_its_file_says(group: str, option: str):
     primaries = selecting(group)
@@ -66,10 +78,7 @@ def test_group_option_composes_and_sets_what_its_file_says(group: str, option: s
         assert type(job) is entry.SCHEMAS[primary]
         for key, value in said.items():
             if key != "defaults" and "${" not in str(value):
-                got = getattr(getattr(job, group), key)
-                if is_dataclass(got):  # a nested node: the file says a part of it
-                    got = {name: getattr(got, name) for name in value}
-                assert getattr(got, "name", got) == value
+                assert_said(getattr(getattr(job, group), key), value)
 
 
 @pytest.mark.parametrize("kind,option", STEPS)

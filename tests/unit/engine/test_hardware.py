@@ -21,7 +21,9 @@ from serve.engine.hardware import find_hardware, gpu_name, match_profile
         ("NVIDIA A100-SXM4-40GB", "a100_40gb"),
         ("NVIDIA L4", "l4"),
         ("NVIDIA L40S", "l40s"),
+        ("NVIDIA A10G", "a10g"),
         ("NVIDIA B200", "b200"),
+        ("NVIDIA A10", None),
         ("Tesla T4", None),
     ],
 )
@@ -64,3 +66,44 @@ def test_a_device_that_nobody_knows_is_described_or_refused():
 def test_only_what_is_positive_is_hardware():
     with pytest.raises(UserError, match=r"^hardware.num_devices must be > 0"):
         HardwareSpec(num_devices=0)
+
+
+def ray_names() -> set[str]:
+    import ray.util.accelerators.accelerators as known
+
+    return {value for key, value in vars(known).items() if key.isupper()}
+
+
+@pytest.mark.parametrize("name", sorted(profiles()))
+def test_a_profile_says_what_ray_counts_the_device_as(name: str):
+    profile = profiles()[name]
+    if name == "cpu":
+        assert (profile.resource, profile.accelerator) == ("CPU", None)
+        return
+    assert profile.accelerator in ray_names()
+    assert profile.resource == ("TPU" if name.startswith("tpu") else "GPU")
+    assert profile.interconnect
+    assert profile.price_per_hour is None, "a price is shipped only with its source and date"
+
+
+@pytest.mark.parametrize(
+    "shown,name", [("NVIDIA A100-SXM4-80GB", "a100_80gb"), ("NVIDIA A10G", "a10g"), ("NVIDIA H100 PCIe", "h100_pcie")]
+)
+def test_a_gpu_has_the_name_that_ray_finds_by_the_drivers(shown: str, name: str):
+    from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
+
+    assert NvidiaGPUAcceleratorManager._gpu_name_to_accelerator_type(shown) == profiles()[name].accelerator
+
+
+@pytest.mark.parametrize("name,generation", [("tpu_v5e", "v5litepod"), ("tpu_v6e", "v6e")])
+def test_a_tpu_is_known_by_the_names_of_ray_and_of_gke(name: str, generation: str):
+    from ray.autoscaler._private.kuberay.utils import gke_tpu_accelerator_to_generation
+
+    profile = profiles()[name]
+    assert profile.tpu_generation == generation
+    assert gke_tpu_accelerator_to_generation[profile.gke_accelerator] == generation
+    assert profile.accelerator == f"TPU-{generation.upper()}"
+    found = find_hardware(HardwareSpec(name=name, num_devices=4), Device.cpu, 0)
+    assert found.note is not None
+    assert "not run on a TPU" in found.note
+    assert found.flops_of("fp8") == found.flops_of("bf16") == profile.bf16_flop_per_s

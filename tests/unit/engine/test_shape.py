@@ -99,6 +99,15 @@ def test_on_a_cpu_one_engine_takes_all_cores():
     assert two.rate.rows_per_s == pytest.approx(shape.rate.rows_per_s, rel=0.1)
 
 
+@pytest.mark.parametrize("name", ["tpu_v5e", "tpu_v6e"])
+def test_engines_do_not_share_a_tpu(name: str):
+    small = llama(256, 704, 4, 4, 2, 2048)
+    assert choose_shape(small, gpus("l4", 4), MEASURED, 4096, Wish()).engines_per_device > 1
+    shape = choose_shape(small, gpus(name, 4), MEASURED, 4096, Wish())
+    assert (shape.engines_per_device, shape.num_replicas) == (1, 4)
+    assert shape.reasons["engines_per_device"] == "a device of this kind has one process"
+
+
 def test_every_choice_has_its_reason():
     shape = choose_shape(LLAMA_8B, gpus("h200"), MEASURED, 8192, Wish())
     assert list(shape.reasons) == [

@@ -52,7 +52,7 @@ def sample(rows: int = 100, total_rows: int = 100, copies: int = 1, shares: bool
 
 
 def forecast(seen: Sample, job: BatchJob | None = None, answers: Answers = ASSUMED, **more: Any) -> Forecast:
-    hardware = find_hardware(HardwareSpec(name="h200", num_devices=1), Device.cuda, 0)
+    hardware = find_hardware(more.get("hardware", HardwareSpec(name="h200", num_devices=1)), Device.cuda, 0)
     return make_forecast(
         job or BatchJob(),
         seen,
@@ -105,6 +105,18 @@ def test_cost_is_devices_times_hours():
     assert forecast(sample()).cost(10) is None
     with pytest.raises(UserError, match=r"^cluster.price_per_hour must be >= 0"):
         ClusterSpec(price_per_hour=-1)
+
+
+def test_a_device_s_own_price_counts_where_the_cluster_s_is_not_said():
+    priced = HardwareSpec(name="h200", num_devices=1, price_per_hour=3.6)
+    assert forecast(sample(), hardware=priced).price_per_hour == 3.6
+    job = BatchJob(cluster=ClusterSpec(price_per_hour=0.0))
+    assert forecast(sample(), job, hardware=priced).price_per_hour == 0.0
+
+
+def test_a_device_that_manta_has_not_run_on_is_planned_for_with_a_word_about_it():
+    f = forecast(sample(), hardware=HardwareSpec(name="tpu_v6e", num_devices=4))
+    assert any("Manta has not run on a TPU" in line for line in warnings_of(BatchJob(), sample(), f))
 
 
 def test_what_is_likely_not_meant_is_said():
