@@ -69,12 +69,9 @@ class DeploymentSpec:
     port: int = 8000
     """The port that it listens on."""
     grpc_port: int | None = None
-    """The port for gRPC at the same address, see docs/formats.md; null is none. Only with deployment.proxy=plain."""
-    proxy: ProxyForm = ProxyForm.plain
-    """What stands between clients and replicas: HAProxy and the router (direct), or Ray Serve's own proxy (plain).
-
-    Plain until it is proven that the direct form cuts no stream when the service stops.
-    """
+    """The port for gRPC at the same address, see docs/formats.md; null is none. It makes deployment.proxy=auto plain."""
+    proxy: ProxyForm = ProxyForm.auto
+    """What stands between clients and replicas: HAProxy and the router (direct), or Ray Serve's own proxy (plain)."""
     max_ongoing_requests: int | None = None
     """Requests that one replica holds at a time, waiting ones included; engine.max_in_flight where null."""
     max_queued_requests: int = 1024
@@ -120,9 +117,9 @@ class DeploymentSpec:
             raise UserError(
                 f"deployment.grpc_port must be in 1..65535 and not deployment.port={self.port}, got {self.grpc_port}"
             )
-        if self.proxy is not ProxyForm.plain:
+        if self.proxy is ProxyForm.direct:
             raise UserError(
-                f"deployment.grpc_port needs deployment.proxy=plain (HAProxy has no gRPC), got {self.proxy.value}"
+                f"deployment.grpc_port needs deployment.proxy=plain or auto (HAProxy has no gRPC), got {self.proxy.value}"
             )
 
 

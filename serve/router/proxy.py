@@ -49,7 +49,9 @@ def decide_form(job: ServeJob, scratch: Path) -> ProxyForm:
     if asked is ProxyForm.plain:
         return asked
     lack = None
-    if job.cluster.address is not None:
+    if job.deployment.grpc_port is not None:
+        lack = "deployment.grpc_port=null: HAProxy has no gRPC"
+    elif job.cluster.address is not None:
         lack = "cluster.address=null: its flags must be set before Ray starts"
     elif job.deployment.models:
         lack = "one model, as deployment.models is not empty: HAProxy asks a router that knows one model's replicas"

@@ -38,7 +38,6 @@ def plan(*words: str) -> ServicePlan:
         ({"grpc_port": 0}, "deployment.grpc_port"),
         ({"grpc_port": 8000}, "deployment.grpc_port"),
         ({"grpc_port": 9000, "proxy": ProxyForm.direct}, "deployment.grpc_port needs deployment.proxy=plain"),
-        ({"grpc_port": 9000, "proxy": ProxyForm.auto}, "deployment.grpc_port needs deployment.proxy=plain"),
         ({"max_ongoing_requests": 0}, "deployment.max_ongoing_requests"),
         ({"max_queued_requests": -1}, "deployment.max_queued_requests"),
         ({"request_timeout_s": 0.0}, "deployment.request_timeout_s"),
