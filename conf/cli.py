@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "compare": ("pipelines.evaluate.compare:run", "put the cards of models side by side"),
     "inspect": ("pipelines.batch.inspection:run", "show what a job has come to: counts, error classes, failed rows"),
     "redrive": ("pipelines.batch.redrive:run", "ask the failed rows of a job again and merge their answers"),
+    "cluster": ("cluster.verb:run", "start, look at and end a Ray cluster of several nodes here: up, status, down"),
     "keys": ("serve.key_verb:run", "make, list and revoke the API keys of manta serve"),
     "doctor": ("cluster.doctor:run", "check this machine: versions, devices, memory, and what mends them"),
     "completion": ("conf.completion:run", 'print the shell\'s completion script: eval "$(manta completion bash)"'),
@@ -36,6 +37,9 @@ VERBS: dict[str, tuple[str, str]] = {
 ACTIONS: dict[tuple[str, str], str] = {
     ("serve", "status"): "serve.service_verb:status",
     ("serve", "stop"): "serve.service_verb:stop",
+    ("cluster", "up"): "cluster.verb:up",
+    ("cluster", "status"): "cluster.verb:status",
+    ("cluster", "down"): "cluster.verb:down",
     ("serve", "--job"): "serve.app:run_saved",
 }
 """First words of a verb that do something else; their functions take the words that follow."""
