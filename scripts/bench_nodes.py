@@ -35,6 +35,10 @@ from bench_machine import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 RATES = ("steady_rows_per_s", "inference_rows_per_s", "whole_rows_per_s")
+COLUMNS = (
+    *("nodes", "steady rows/s", "x", "of what the delay allows", "first to last rows/s", "x"),
+    *("whole job rows/s", "x", "start-up, s", "whole job, s", "cluster up, s"),
+)
 MIDDLE = (0.2, 0.8)
 LINE_BYTES = 17
 """The fake engine appends so much for each request that it has answered."""
@@ -157,15 +161,13 @@ def page(facts: dict[str, Any]) -> str:
         f"{facts['date']}; {facts['machine']['cores']} cores ({facts['machine']['cpu']}), Python"
         f" {facts['machine']['python']}, {versions}.",
         "",
-        f"{settings['rows']:,} rows, the fake engine with a delay of {settings['delay_ms']:g} ms,"
-        f" {settings['replicas']} replica(s) a node that hold {settings['in_flight']} rows each ({ideal:g} rows/s a node"
-        " at most),"
-        f" {settings['cpus']} logical CPUs a node. Medians of {settings['runs']} interleaved runs, the least and the"
-        " most in brackets. What is measured is what Manta and Ray take away from nodes that compute, not a model.",
+        f"{settings['rows']:,} rows; the fake engine with a delay of {settings['delay_ms']:g} ms; a node has"
+        f" {settings['replicas']} replica(s) that hold {settings['in_flight']} rows each ({ideal:g} rows/s), and"
+        f" {settings['cpus']} logical CPUs. Medians of {settings['runs']} interleaved runs, the least and the most in"
+        " brackets. What is measured is what Manta and Ray take away from nodes that compute, not a model.",
         "",
-        "| nodes | steady rows/s | x | of what the delay allows | first to last rows/s | x | whole job rows/s | x | start-up, s | whole job, s |"
-        " cluster up, s |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"| {' | '.join(COLUMNS)} |",
+        f"|{' --- |' * len(COLUMNS)}",
     ]
     for nodes, figures in facts["summary"].items():
         share = figures["steady_rows_per_s"]["median"] / (ideal * int(nodes))
