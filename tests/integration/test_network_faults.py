@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,42 @@ def test_a_job_goes_on_without_a_host_that_was_cut_off_and_has_each_row_once(tmp
     assert sorted(row["n"] for row in read_answers(out)) == list(range(ROWS))
     assert record(out)["answers"] == ROWS
     assert record(out)["engine_restarts"] >= 1
+
+
+def test_a_service_answers_all_that_it_accepted_without_a_host_that_was_cut_off(tmp_path: Path):
+    if (reason := lack()) is not None:
+        pytest.skip(reason)
+    here = Path(__file__).parent
+    with hosts(tmp_path, 3, num_cpus=2) as found, (tmp_path / "said").open("wb") as said:
+        words = [sys.executable, str(here / "echo_service.py"), "8000", "plain", "3", "1", found.gcs_address]
+        service = subprocess.Popen(
+            found.inside(1, *words),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            env=found.environment,
+        )
+        assert service.stdin is not None
+        assert service.stdout is not None
+        try:
+            assert "ready\n" in service.stdout, (tmp_path / "said").read_text()
+            asking = start_on(found, sys.executable, str(here / "asking.py"), "http://127.0.0.1:8000", "300", "12")
+            assert asking.stdout is not None
+            answers = []
+            try:
+                for line in asking.stdout:
+                    answers.append(json.loads(line))
+                    if len(answers) == 100:
+                        found.cut_off(2)
+            finally:
+                asking.kill()
+                asking.communicate()
+        finally:
+            service.kill()
+            service.communicate()
+    assert [answer for answer in answers if answer["status"] != 200] == []
+    assert len(answers) == 300
+    before, after = ({answer["pid"] for answer in part} for part in (answers[:100], answers[-50:]))
+    assert len(before) == 3
+    assert len(after) == 2
