@@ -29,7 +29,7 @@ from cluster.start import node_environment
 
 GCS_PORT, DASHBOARD_PORT, AGENT_PORT = 6379, 8265, 52365
 HEALTH = {
-    # a node that says nothing for about four seconds is dead; Ray's own defaults take half a minute
+    # a node that says nothing for about four seconds is dead; Ray's own defaults are slower
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "1000",
