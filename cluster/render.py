@@ -55,18 +55,6 @@ def run(words: list[str]) -> int:
     return 0
 
 
-def verb(words: list[str]) -> int:
-    """Says what `manta cluster` can do.
-
-    Raises:
-        UserError: for a word that it cannot.
-    """
-    if words in (["-h"], ["--help"]):
-        print(f"manta cluster render [cluster=NAME] [key=value ...] [--out FOLDER]: {WHAT}; see its --help")
-        return 0
-    raise UserError(f"no action '{words[0] if words else ''}' of cluster (there is render)")
-
-
 def split_words(words: list[str]) -> tuple[str | None, list[str]]:
     """Parts the folder from the overrides, which say ``fleet`` after it.
 

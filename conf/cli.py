@@ -28,7 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "compare": ("pipelines.evaluate.compare:run", "put the cards of models side by side"),
     "inspect": ("pipelines.batch.inspection:run", "show what a job has come to: counts, error classes, failed rows"),
     "redrive": ("pipelines.batch.redrive:run", "ask the failed rows of a job again and merge their answers"),
-    "cluster": ("cluster.render:verb", "describe real clusters: cluster render"),
+    "cluster": ("cluster.verb:run", "Ray clusters of several nodes: up, status, down here; render for real ones"),
     "keys": ("serve.key_verb:run", "make, list and revoke the API keys of manta serve"),
     "doctor": ("cluster.doctor:run", "check this machine: versions, devices, memory, and what mends them"),
     "completion": ("conf.completion:run", 'print the shell\'s completion script: eval "$(manta completion bash)"'),
@@ -37,6 +37,9 @@ VERBS: dict[str, tuple[str, str]] = {
 ACTIONS: dict[tuple[str, str], str] = {
     ("serve", "status"): "serve.service_verb:status",
     ("serve", "stop"): "serve.service_verb:stop",
+    ("cluster", "up"): "cluster.verb:up",
+    ("cluster", "status"): "cluster.verb:status",
+    ("cluster", "down"): "cluster.verb:down",
     ("serve", "--job"): "serve.app:run_saved",
     ("cluster", "render"): "cluster.render:run",
 }

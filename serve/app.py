@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from cluster.connect import connect, keep_logs
+from cluster.process import this_process
 from cluster.terminal import divert_output, interruptible, scratch_folder
 from conf.errors import UserError
 from conf.schema.serve import ProxyForm, ServeJob
@@ -25,7 +26,7 @@ from serve.ensemble import Ensemble
 from serve.plan import ServicePlan, make_plan
 from serve.router.proxy import decide_form, set_flags
 from serve.service import Build, ServiceFailed, build_replicas
-from serve.state import Phase, Post, ServiceState, claimed, read_state, services_folder, this_process
+from serve.state import Phase, Post, ServiceState, claimed, read_state, services_folder
 from serve.update import apply_update, hand_over, take_update
 
 WATCH_S = 1.0

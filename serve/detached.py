@@ -11,11 +11,12 @@ from typing import TextIO
 import msgspec
 
 from cluster.child import manta_command, manta_environment
+from cluster.own_file import read_own, write_own
 from cluster.terminal import interruptible
 from conf.errors import UserError
 from conf.schema.serve import ServeJob
 from serve.plan import ServicePlan
-from serve.state import Phase, claimed, read_own, read_state, remove_state, write_own
+from serve.state import Phase, claimed, read_state, remove_state
 
 LOG = "serve.log"
 """What the service would say on a terminal, in its folder of logs."""

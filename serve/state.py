@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
-import select
-import signal
-import socket
-import stat
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 import msgspec
 
+from cluster.own_file import read_own, write_own
+from cluster.process import Process
 from conf.errors import UserError
 from conf.schema.serve import ServeJob, check_name
-
-MAX_BYTES = 1 << 20
-"""A longer file is not read."""
 
 
 class Phase(Enum):
@@ -33,58 +26,6 @@ class Phase(Enum):
     updating = "updating"
     draining = "draining"
     failed = "failed"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Process:
-    """A process, told from one that has its number later."""
-
-    host: str
-    boot_id: str
-    """Of the start of this machine's kernel."""
-    pid: int
-    started_ticks: int
-    """Clock ticks from the kernel's start to the process's."""
-
-    @property
-    def is_here(self) -> bool:
-        """Whether this machine could see it."""
-        return self.host == socket.gethostname()
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether it runs on this machine."""
-        return self.is_here and self.boot_id == _boot_id() and _ticks(self.pid) == self.started_ticks
-
-    def send(self, number: signal.Signals) -> bool:
-        """Sends a signal to this process and to no other; returns whether it was alive."""
-        with self._watched() as descriptor:
-            if descriptor is None:
-                return False
-            signal.pidfd_send_signal(descriptor, number)
-            return True
-
-    def wait(self, timeout_s: float) -> bool:
-        """Returns whether it has ended within that time."""
-        with self._watched() as descriptor:
-            if descriptor is None:
-                return True
-            watch = select.poll()
-            watch.register(descriptor, select.POLLIN)
-            return bool(watch.poll(timeout_s * 1000))
-
-    @contextmanager
-    def _watched(self) -> Iterator[int | None]:
-        """A descriptor that stays with the process, whoever gets its number; None where it has ended."""
-        try:
-            descriptor = os.pidfd_open(self.pid)
-        except OSError:
-            yield None
-            return
-        try:
-            yield descriptor if self.is_alive else None
-        finally:
-            os.close(descriptor)
 
 
 class Outcome(Enum):
@@ -154,13 +95,6 @@ class Post:
     def close(self) -> None:
         """Removes the state."""
         remove_state(self.folder, self.state.name)
-
-
-def this_process() -> Process:
-    """Returns who asks."""
-    return Process(
-        host=socket.gethostname(), boot_id=_boot_id(), pid=os.getpid(), started_ticks=_ticks(os.getpid()) or 0
-    )
 
 
 def services_folder(environ: Mapping[str, str]) -> Path:
@@ -235,65 +169,9 @@ def claimed(folder: Path, name: str) -> Iterator[None]:
         os.close(lock)
 
 
-def read_own(path: Path) -> bytes | None:
-    """Reads a small file that only its owner may write; None where there is none.
-
-    Raises:
-        UserError: when it is something else.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as stream:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
-            raise UserError(f"{path}: must be a file of yours that nobody else may write; remove it")
-        data = stream.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise UserError(f"{path}: more than {MAX_BYTES} bytes is no state of a service; remove it")
-    return data
-
-
-def write_own(path: Path, data: bytes) -> None:
-    """Writes a file that only its owner may read; it changes at once or not at all.
-
-    Raises:
-        OSError: when it cannot be written.
-    """
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # of mode 0600
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
 def _is_name(name: str) -> bool:
     try:
         check_name(name)
     except UserError:
         return False
     return True
-
-
-def _boot_id() -> str:
-    with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return ""
-
-
-def _ticks(pid: int) -> int | None:
-    """When a process began; None where there is none, or only its exit code is left."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return None
-    # the program's name stands in parentheses and may hold anything
-    words = re.sub(r"^.*\)", "", text, flags=re.DOTALL).split()
-    return None if words[0] in ("Z", "X") else int(words[19])

@@ -12,13 +12,14 @@ from uuid import uuid4
 
 import msgspec
 
+from cluster.own_file import read_own, write_own
 from conf.errors import UserError
 from conf.schema.serve import ServeJob, Update
 from serve.capacity import check_room
 from serve.ensemble import Ensemble
 from serve.plan import ServicePlan, make_plan
 from serve.service import ServiceFailed, ServiceLost
-from serve.state import Outcome, Phase, Post, ServiceState, UpdateReport, read_own, read_state, write_own
+from serve.state import Outcome, Phase, Post, ServiceState, UpdateReport, read_state
 from serve.surge import surges
 
 POLL_S = 0.25

@@ -73,6 +73,8 @@ def environment(
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
         # Ray kills a proxy that is not up within 5 s and starts another: on a busy machine for ever
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+        # by default the replica of the proxy's own node gets all until it is full, and those of other nodes nothing
+        "RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0",
         CALLBACK: IMPORT_PATH,
         TIMEOUT_VARIABLE: str(request_timeout_s),
         BODY_VARIABLE: str(max_body_bytes),

@@ -37,7 +37,10 @@ _EDITS: list[tuple[str, str]] = [
     # Ray answers 503 where no router does: any replica is better. What it takes then is leastconn's
     (r"(?m)^    http-request return status 503 .*Ingress request router failed.*\n", ""),
     # the service has all paths: where none is known, it is about to come or has ended
-    (r"(?m)^    http-request return status 404 .*not found\. Ping .*\n", "    http-request return status 503 default-errorfiles\n"),
+    (
+        r"(?m)^    http-request return status 404 .*not found\. Ping .*\n",
+        "    http-request return status 503 default-errorfiles\n",
+    ),
     # a replica that is not known here would be asked through a Python proxy, a second hop
     (r"(?m)^    use_backend .*\"?unknown_replica_id\"?.*\n", ""),
     (r"(?m)^    use-server .*\"?unknown_replica_id\"?.*\n", ""),

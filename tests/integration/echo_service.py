@@ -1,4 +1,6 @@
-"""Replicas without an engine behind the proxy of `manta serve`: python echo_service.py PORT FORM REPLICAS NUM_ROUTERS
+"""Replicas without an engine behind the proxy of `manta serve`: echo_service.py PORT FORM REPLICAS ROUTERS [ADDRESS]
+
+With the address of a cluster that runs, its nodes have a replica each, and requests have 40 s.
 
 A request's body says what it wants: {"wait_s": 1} waits, {"chunks": 3} streams, {"status": 500, "only": PID} fails in
 one replica alone. Each answer names the replica's process.
@@ -60,10 +62,12 @@ async def answer(scope: Any, receive: Any, send: Any) -> None:
 
 def main() -> None:
     port, form, replicas, routers = int(sys.argv[1]), ProxyForm(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    address = sys.argv[5] if len(sys.argv) > 5 else None
+    timeout_s = 40 if address else 8
     job = ServeJob(
-        deployment=DeploymentSpec(port=port, proxy=form, request_timeout_s=8, drain_s=20),
+        deployment=DeploymentSpec(port=port, proxy=form, request_timeout_s=timeout_s, drain_s=20),
         access=AccessSpec(open=True, body_timeout_s=3),
-        cluster=ClusterSpec(object_store_bytes=100 << 20),
+        cluster=ClusterSpec(object_store_bytes=100 << 20, address=address),
         router=RouterSpec(num_replicas=routers),
     )
     with scratch_folder() as scratch:
@@ -83,13 +87,14 @@ def main() -> None:
                 health_check_period_s=2,
                 health_check_timeout_s=5,
                 ray_actor_options={"num_cpus": 0},
+                max_replicas_per_node=1 if address else None,
             )
             application = deployment.bind(form is ProxyForm.direct)
             if form is ProxyForm.direct:
                 application = behind_router(application, "replica", job.router, 64)
-            options = {"host": "127.0.0.1", "port": port, "request_timeout_s": 8}
+            options = {"host": "127.0.0.1", "port": port, "request_timeout_s": timeout_s}
             options_of_controller = {
-                "runtime_env": {"env_vars": environment("manta", 8, form) if form is ProxyForm.plain else {}}
+                "runtime_env": {"env_vars": environment("manta", timeout_s, form) if form is ProxyForm.plain else {}}
             }
             rayserve.start(proxy_location="HeadOnly", http_options=options, controller_options=options_of_controller)
             rayserve.run(application, name="manta")

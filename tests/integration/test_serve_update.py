@@ -18,12 +18,13 @@ import pytest
 from services import free_port
 
 from cluster.connect import connect
+from cluster.process import this_process
 from cluster.terminal import scratch_folder
 from conf import entry
 from serve.ensemble import Ensemble
 from serve.plan import ServicePlan, make_plan
 from serve.service import REPLICA
-from serve.state import Outcome, Phase, Post, ServiceState, claimed, this_process
+from serve.state import Outcome, Phase, Post, ServiceState, claimed
 from serve.update import Asked, apply_update
 
 pytestmark = pytest.mark.timeout(300)

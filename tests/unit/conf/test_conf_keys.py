@@ -67,7 +67,7 @@ def test_type_names_are_as_people_write_them():
 @pytest.mark.parametrize("cls", list(entry.SCHEMAS.values()))
 def test_every_documented_field_of_a_job_has_its_documentation(cls: type):
     expected = dict(documented(cls))
-    assert len(expected) > 10
+    assert len(expected) > 5
     assert {key.name: key.doc for key in keys_of(cls) if key.doc} == expected
 
 

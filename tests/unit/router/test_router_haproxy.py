@@ -47,7 +47,9 @@ def test_each_change_finds_its_place(written: Path, pattern: str):
     assert haproxy.re.search(pattern, written.read_text())
 
 
-@pytest.mark.parametrize("gone", ["listen stats", "prometheus", "mode 666", "router failed", "local0", "not found. Ping"])
+@pytest.mark.parametrize(
+    "gone", ["listen stats", "prometheus", "mode 666", "router failed", "local0", "not found. Ping"]
+)
 def test_what_should_not_be_there_is_gone(written: Path, ours: str, gone: str):
     assert gone in written.read_text()
     assert gone not in ours

@@ -11,21 +11,19 @@ from pathlib import Path
 
 import pytest
 
+from cluster.own_file import MAX_BYTES, write_own
+from cluster.process import Process, process_of, this_process
 from conf import entry
 from conf.errors import UserError
 from serve.service_verb import status, stop
 from serve.state import (
-    MAX_BYTES,
     Phase,
-    Process,
     ServiceState,
     claimed,
     read_state,
     remove_state,
     services_folder,
     state_names,
-    this_process,
-    write_own,
     write_state,
 )
 
@@ -52,11 +50,6 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
 def state_of(name: str, process: Process, phase: Phase = Phase.ready) -> ServiceState:
     job = entry.compose("serve", "model=demo", f"deployment.name={name}", "deployment.drain_s=0")
     return ServiceState(process=process, since="now", url="http://127.0.0.1:9", logs="logs", phase=phase, job=job)
-
-
-def process_of(pid: int) -> Process:
-    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return replace(this_process(), pid=pid, started_ticks=int(words[19]))
 
 
 def test_a_state_comes_back_as_it_was_and_only_its_owner_reads_it(folder: Path):

@@ -7,11 +7,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from cluster.own_file import write_own
+from cluster.process import this_process
 from conf import entry
 from conf.errors import UserError
 from conf.schema.serve import ServeJob
 from serve.plan import ServicePlan, make_plan
-from serve.state import Phase, ServiceState, claimed, read_state, this_process, write_own
+from serve.state import Phase, ServiceState, claimed, read_state
 from serve.surge import surge_percent
 from serve.update import changes, hand_over, take_update
 
