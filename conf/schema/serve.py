@@ -69,7 +69,7 @@ class DeploymentSpec:
     port: int = 8000
     """The port that it listens on."""
     grpc_port: int | None = None
-    """The port for gRPC at the same address, see docs/formats.md; null is none. It makes deployment.proxy=auto plain."""
+    """The port for gRPC at the same address, see docs/formats.md; null is none. It makes auto below plain."""
     proxy: ProxyForm = ProxyForm.auto
     """What stands between clients and replicas: HAProxy and the router (direct), or Ray Serve's own proxy (plain)."""
     max_ongoing_requests: int | None = None
@@ -119,7 +119,7 @@ class DeploymentSpec:
             )
         if self.proxy is ProxyForm.direct:
             raise UserError(
-                f"deployment.grpc_port needs deployment.proxy=plain or auto (HAProxy has no gRPC), got {self.proxy.value}"
+                f"deployment.grpc_port needs deployment.proxy=plain (HAProxy has no gRPC), got {self.proxy.value}"
             )
 
 
