@@ -9,10 +9,11 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.targets import announced, targets_folder
 from conf.errors import UserError
 from conf.schema.cluster import ClusterSpec
 from conf.schema.engine import Device, EngineKind, EngineSpec
@@ -106,14 +107,16 @@ def connect(spec: ClusterSpec, num_cpus: int, scratch: Path) -> Iterator[Connect
     else:
         context = _join(spec.address)
     _quiet_ray_data()
+    is_ours = spec.address is None
     try:
         session = Path(context.address_info["session_dir"])  # type: ignore[union-attr]
-        yield Connection(
-            resources=dict(ray.cluster_resources()),
-            start_s=time.monotonic() - began,
-            address=context.address_info["gcs_address"],  # type: ignore[union-attr]
-            logs=session / "logs" if spec.address is None else None,
-        )
+        with announced(targets_folder(os.environ)) if is_ours else nullcontext():
+            yield Connection(
+                resources=dict(ray.cluster_resources()),
+                start_s=time.monotonic() - began,
+                address=context.address_info["gcs_address"],  # type: ignore[union-attr]
+                logs=session / "logs" if is_ours else None,
+            )
     finally:
         # on Ctrl-C the caller ends the process, and Ray with it: threads that still speak to Ray would not survive this
         if not isinstance(sys.exception(), KeyboardInterrupt):

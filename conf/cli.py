@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "inspect": ("pipelines.batch.inspection:run", "show what a job has come to: counts, error classes, failed rows"),
     "redrive": ("pipelines.batch.redrive:run", "ask the failed rows of a job again and merge their answers"),
     "keys": ("serve.key_verb:run", "make, list and revoke the API keys of manta serve"),
+    "cluster": ("cluster.dashboard.verb:choose", "cluster dashboards: write what Prometheus and Grafana need"),
     "doctor": ("cluster.doctor:run", "check this machine: versions, devices, memory, and what mends them"),
     "completion": ("conf.completion:run", 'print the shell\'s completion script: eval "$(manta completion bash)"'),
 }
@@ -37,6 +38,7 @@ ACTIONS: dict[tuple[str, str], str] = {
     ("serve", "status"): "serve.service_verb:status",
     ("serve", "stop"): "serve.service_verb:stop",
     ("serve", "--job"): "serve.app:run_saved",
+    ("cluster", "dashboards"): "cluster.dashboard.verb:run",
 }
 """First words of a verb that do something else; their functions take the words that follow."""
 _JSON_KEYS = {"plan": "plan", "simulate": "simulate", "evaluate": "output"}

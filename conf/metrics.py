@@ -134,9 +134,7 @@ _JOB = ("model", "run")
 
 def _of_job(kind: Kind, name: str, help: str, *labels: str, unit: str = "") -> Metric:
     name = f"manta_batch_{name}"
-    return Metric(
-        name=name, kind=kind, help=help, labels=(*_JOB, *labels), unit=unit, verb="batch", origin=Origin.ray
-    )
+    return Metric(name=name, kind=kind, help=help, labels=(*_JOB, *labels), unit=unit, verb="batch", origin=Origin.ray)
 
 
 BATCH_PENDING = _of_job(Kind.gauge, "pending_rows", "Rows that were to be done when the run began.")
@@ -145,7 +143,9 @@ BATCH_FAILED = _of_job(Kind.counter, "failed_rows", "Rows without an answer, by 
 BATCH_ENGINE_ROWS = _of_job(
     Kind.counter, "engine_rows", "Rows that a replica is done with; those of one that dies are done again.", "replica"
 )
-BATCH_PROMPT_TOKENS = _of_job(Kind.counter, "prompt_tokens", "Prompt tokens of rows that a replica answered.", "replica")
+BATCH_PROMPT_TOKENS = _of_job(
+    Kind.counter, "prompt_tokens", "Prompt tokens of the rows that a replica answered.", "replica"
+)
 BATCH_CACHED_TOKENS = _of_job(Kind.counter, "cached_tokens", "Of those, what its prefix cache held.", "replica")
 BATCH_COMPLETION_TOKENS = _of_job(Kind.counter, "completion_tokens", "Tokens of a replica's answers.", "replica")
 BATCH_RUNNING = _of_job(Kind.gauge, "running_rows", "Rows that a replica's engine holds.", "replica")

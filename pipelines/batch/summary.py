@@ -11,6 +11,7 @@ from pipelines.batch import columns as c
 from pipelines.batch.answers import PREFIX
 from pipelines.batch.attribution import Share, attribute, in_words, plain_shares, total
 from pipelines.batch.commit import SHOWN_ROWS
+from pipelines.batch.cost import cost_of
 from pipelines.batch.monitor import JobState
 from pipelines.batch.plan import Plan
 from pipelines.batch.progress import duration
@@ -125,6 +126,11 @@ class Result:
         """130 interrupted, 3 when rows failed, else 0."""
         return 130 if self.is_interrupted else 3 if self.totals.failed else 0
 
+    @property
+    def cost(self) -> float | None:
+        """What this run's engines cost; null where the price is not known, or nothing was to be done."""
+        return None if self.timeline is None else cost_of(self.plan, self.timeline.num_replicas, self.shares)
+
     def record(self) -> dict[str, Any]:
         """Returns what job.json holds."""
         t, s, state = self.totals, self.seconds, self.state
@@ -152,6 +158,7 @@ class Result:
             "exact_match": t.matches / t.answers if self.plan.job.data.answer and t.answers else None,
             "seconds": asdict(s),
             "replica_seconds": plain_shares(self.shares),
+            "cost": self.cost,
             "rows_per_s": now.rows / s.inference if s.inference else None,
             "prompt_tokens_per_s": now.engine_prompt_tokens / s.inference if s.inference else None,
             "completion_tokens_per_s": now.engine_completion_tokens / s.inference if s.inference else None,
@@ -198,6 +205,8 @@ class Result:
             lines.append(f"  cut off      {t.truncated:>9,}   answers that ran out of tokens (sampling.max_tokens)")
         if self.written.marks:
             lines += self._speed(now)
+        if (cost := self.cost) is not None:
+            lines.append(f"  cost         {cost:>9,.4g}   {plan.job.cluster.price_per_hour:g} an hour for each device")
         if self.state.restarts:
             lines.append(f"  replaced     {self.state.restarts:>9,}   dead engines")
         lines.append(f"  record       {where}/_manta/job.json, logs beside it")
