@@ -12,6 +12,7 @@ from pipelines.batch.answers import PREFIX
 from pipelines.batch.attribution import Share, attribute, in_words, plain_shares, total
 from pipelines.batch.commit import SHOWN_ROWS
 from pipelines.batch.cost import cost_of
+from pipelines.batch.letters import examples
 from pipelines.batch.monitor import JobState
 from pipelines.batch.plan import Plan
 from pipelines.batch.progress import duration
@@ -21,6 +22,9 @@ from pipelines.batch.resume import Work
 from pipelines.batch.timeline import Timeline
 from pipelines.ledger.lengths import add_lengths
 from pipelines.ledger.mark import Mark, mark_of
+
+FAILED_EXAMPLES = 3
+"""Failed rows that the report shows of each class of error."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -237,7 +241,9 @@ class Result:
             }
             for row in self.written.sample[: self.plan.job.progress.show_rows]
         ]
-        return build_page(record, self.timeline, self.shares, rows)
+        marks = [*self.work.done, *self.written.marks.values()]
+        failed = examples(self.plan.output, marks, FAILED_EXAMPLES)
+        return build_page(record, self.timeline, self.shares, rows, failed)
 
     def first_rows(self) -> str:
         """Returns the first answers that this run has written."""

@@ -147,7 +147,7 @@ def test_a_look_at_the_time_so_far_changes_nothing(monkeypatch: pytest.MonkeyPat
         ({}, Device.cpu, 2, 0.5),  # two engines share the machine
         ({}, Device.cuda, 8, 1.0),
         ({"tensor_parallel_size": 4}, Device.cuda, 2, 4.0),
-        ({"engines_per_device": 2}, Device.cuda, 4, 0.5),
+        ({"engines_per_device": 2, "kv_cache_bytes": 1 << 30}, Device.cuda, 4, 0.5),
         ({"kind": EngineKind.service}, Device.cpu, 1, None),  # somebody else pays for it
     ],
 )

@@ -100,9 +100,14 @@ def record(**changes: Any) -> dict[str, Any]:
     return values | changes
 
 
-def page(timeline: Timeline | None = None, rows: list[dict[str, Any]] | None = None, **changes: Any) -> str:
+def page(
+    timeline: Timeline | None = None,
+    rows: list[dict[str, Any]] | None = None,
+    letters: list[dict[str, Any]] | None = None,
+    **changes: Any,
+) -> str:
     timeline = timeline or ran(2)
-    return build_page(record(**changes), timeline, attribute(timeline), rows or [])
+    return build_page(record(**changes), timeline, attribute(timeline), rows or [], letters or [])
 
 
 def row(**values: Any) -> dict[str, Any]:
@@ -123,7 +128,7 @@ def test_every_figure_is_shown() -> None:
 def test_the_time_of_each_engine_is_in_the_table_and_in_its_bar() -> None:
     timeline = ran(2)
     shares = attribute(timeline)
-    html = build_page(record(), timeline, shares, [])
+    html = build_page(record(), timeline, shares, [], [])
     for cause, s in shares[0].seconds.items():
         assert f"<td>{s:,.1f} <small>{100 * s / 60:.0f} %</small></td>" in html
         assert f'<rect class="{cause.value}"' in html
@@ -190,7 +195,7 @@ def test_an_interrupted_job_says_so() -> None:
 
 def test_a_job_with_nothing_to_do_has_a_page() -> None:
     rates = {"prompt_tokens_per_s": None, "completion_tokens_per_s": None, "exact_match": None}
-    text = Page(build_page(record(**rates), None, [], [])).text
+    text = Page(build_page(record(**rates), None, [], [], [])).text
     assert "no engine was started" in text
     assert "Speed" not in text
 
