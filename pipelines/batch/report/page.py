@@ -125,9 +125,9 @@ def _tiles(record: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     if record["replayed"]:
         yield "replayed", f"{record['replayed']:,}", "paid for before"
     yield "time", duration(record["seconds"]["total"]), f"{record['seconds']['inference']:.1f} s of it inference"
-    for name, key in (("answers", "completion_tokens"), ("prompts", "prompt_tokens")):
+    for name, key in (("in", "prompt_tokens"), ("out", "completion_tokens")):
         rate = record[f"{key}_per_s"]
-        yield f"tokens in {name}", compact(record[key]), f"{rate:,.0f}/s" if rate else ""
+        yield f"tokens {name}", compact(record[key]), f"{rate:,.0f}/s" if rate else ""
     if record["exact_match"] is not None:
         yield "exact match", f"{record['exact_match']:.4f}", ""
     if isinstance(record.get("cost"), (int, float)):
@@ -183,7 +183,9 @@ def _settings(node: Any, key: str = "") -> Iterator[str]:
 
 
 def _money(value: float) -> str:
-    return f"{value:,.2f}" if value >= 1 else f"{value:,.3g}"
+    """Two places, and more where that would leave little: ``12.50``, ``0.0169``, ``0.000085``."""
+    places = 2 if value >= 1 or not value else 4 if value >= 0.001 else 6
+    return f"{value:,.{places}f}"
 
 
 def _cut(value: Any, signs: int = MAX_SIGNS) -> str:
