@@ -78,4 +78,4 @@ def _pair(name: str, planned: float, actual: float, write: Any) -> Compared:
 
 
 def _seconds(value: float) -> str:
-    return f"{value:.1f} s" if value < 60 else duration(value)
+    return f"{value:,.1f} s" if value < 600 else duration(value)
