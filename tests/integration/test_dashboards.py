@@ -34,7 +34,7 @@ SERVICE = (
     *("cluster.object_store_bytes=100000000", "cache=memory"),
 )
 JOB = (
-    *("engine.num_replicas=2", "engine.max_num_seqs=4", "engine.fault.latency_ms=120", "output.rows_per_file=20"),
+    *("engine.max_num_seqs=8", "engine.fault.latency_ms=120", "output.rows_per_file=20"),
     *("cluster.price_per_hour=2.5", "engine.fault.reject_marker=have 7"),
 )
 ROWS = 4000
@@ -101,8 +101,8 @@ class Askers:
         self._port = port
         self._is_over = threading.Event()
         self._counting = threading.Lock()
-        self._pool = ThreadPoolExecutor(6)
-        self._asking = [self._pool.submit(self._ask) for _ in range(6)]
+        self._pool = ThreadPoolExecutor(3)
+        self._asking = [self._pool.submit(self._ask) for _ in range(3)]
 
     def stop(self) -> None:
         self._is_over.set()
