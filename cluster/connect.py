@@ -9,11 +9,12 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.known import TOKEN, KnownCluster, find
+from cluster.targets import announced, targets_folder
 from conf.errors import UserError
 from conf.schema.cluster import RUNNING, ClusterSpec
 from conf.schema.engine import Device, EngineKind, EngineSpec
@@ -122,15 +123,17 @@ def connect(spec: ClusterSpec, num_cpus: int, scratch: Path) -> Iterator[Connect
     else:
         context = _join(address)
     _quiet_ray_data()
+    is_ours = spec.address is None
     try:
         session = Path(context.address_info["session_dir"])  # type: ignore[union-attr]
         resources: dict[str, float] = dict(ray.cluster_resources())
-        yield Connection(
-            resources=resources | {"CPU": max(float(most_cpus), resources.get("CPU", 0.0))},
-            start_s=time.monotonic() - began,
-            address=context.address_info["gcs_address"],  # type: ignore[union-attr]
-            logs=session / "logs" if spec.address is None else None,
-        )
+        with announced(targets_folder(os.environ)) if is_ours else nullcontext():
+            yield Connection(
+                resources=resources | {"CPU": max(float(most_cpus), resources.get("CPU", 0.0))},
+                start_s=time.monotonic() - began,
+                address=context.address_info["gcs_address"],  # type: ignore[union-attr]
+                logs=session / "logs" if is_ours else None,
+            )
     finally:
         # on Ctrl-C the caller ends the process, and Ray with it: threads that still speak to Ray would not survive this
         if not isinstance(sys.exception(), KeyboardInterrupt):

@@ -17,7 +17,7 @@ from conf.errors import UserError, nearest
 from conf.help import help_text
 from conf.schema.cluster import ClusterJob, ClusterSpec
 
-ACTIONS = ("up", "status", "down", "render")
+ACTIONS = ("up", "status", "down", "render", "dashboards")
 NAME = "local"
 """What a cluster is called that is given no name."""
 

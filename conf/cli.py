@@ -42,6 +42,7 @@ ACTIONS: dict[tuple[str, str], str] = {
     ("cluster", "down"): "cluster.verb:down",
     ("serve", "--job"): "serve.app:run_saved",
     ("cluster", "render"): "cluster.render:run",
+    ("cluster", "dashboards"): "cluster.monitoring.verb:run",
 }
 """First words of a verb that do something else; their functions take the words that follow."""
 _JSON_KEYS = {"plan": "plan", "simulate": "simulate", "evaluate": "output"}

@@ -26,7 +26,7 @@ complete -o nospace -o default -F _manta_complete manta
 WORDS: dict[str, tuple[str, ...]] = {
     "keys": ("add", "list", "revoke"),
     "serve": ("status", "stop"),
-    "cluster": ("up", "status", "down", "render"),
+    "cluster": ("up", "status", "down", "render", "dashboards"),
 }
 """First words of verbs that are no keys."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
@@ -13,6 +14,7 @@ from cluster.replica_port import listen_on_this_node
 from conf.schema.engine import Device, EngineKind
 from conf.schema.serve import ServeJob
 from conf.schema.task import Task
+from serve.autoscale.watch import Report
 from serve.catalogue import read_now
 from serve.engine.errors import EngineDead
 from serve.engine.speed import Speed
@@ -31,7 +33,9 @@ from serve.middleware.stack import Layer, wrapped
 from serve.middleware.tally import Tally
 from serve.openai.api import EdgeApi, start_edge_api
 from serve.rpc.call import Calls
+from serve.size import read_size
 from serve.telemetry import Named, app_name, engine_families, gather, replica_name, request_log_path
+from serve.vitals import Vitals
 
 Api = VllmApi | EdgeApi
 
@@ -55,6 +59,7 @@ class Replica(Calls):
         self._api: Api | None = None
         self._lost: Lost | None = None
         self._tally = Tally([job.model.name, *job.model.adapters])
+        self._vitals = Vitals(job, device, share)
         self._load: Load | None = None
         self._began_s, self._start_s = time.monotonic(), 0.0
         self._speed = Speed(0.0, 0.0)
@@ -94,7 +99,11 @@ class Replica(Calls):
 
     async def families(self) -> Named:
         """This replica's name, and what it and its engine have counted; for whichever replica is scraped."""
-        return replica_name(), [*self._tally.families(), *engine_families()]
+        size = await asyncio.to_thread(read_size, app_name()) if self._job.engine.is_elastic else None
+        target = self._job.engine.min_replicas if size is None else size.target
+        load = None if self._load is None else self._report(self._load)
+        vitals = self._vitals.families(target, self._start_s, self._speed, load)
+        return replica_name(), [*self._tally.families(), *vitals, *engine_families()]
 
     async def _gather(self) -> list[Named]:
         catalogue = await read_now()
@@ -119,7 +128,10 @@ class Replica(Calls):
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Ray Serve tells `serve.scaling` what stands here."""
-        return {} if self._load is None else asdict(self._load.report(self._start_s, *self._speed))
+        return {} if self._load is None else asdict(self._report(self._load))
+
+    def _report(self, load: Load) -> Report:
+        return load.report(self._start_s, *self._speed)
 
     async def _is_ready(self) -> bool:
         try:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipelines.batch.former import read_letters
+from pipelines.batch.letters import examples as examples_of
 from pipelines.batch.redrive import open_spec
 from pipelines.batch.summary import Totals, short
 from pipelines.ledger.folder import Folder
@@ -107,23 +106,8 @@ def inspect_output(path: str, examples: int) -> Inspection:
         waiting=sum(len(read_history(folder, unit, "").outcomes) for unit in begun - marks.keys()),
         report=folder.report.path if folder.name(folder.report) in written else None,
         holder=live_holder(folder),
-        failed=_examples(folder, [unit for unit, mark in marks.items() if mark.failed], examples),
+        failed=examples_of(folder, marks.values(), examples),
     )
-
-
-_SHOWN = ("source", "position", "error", "message", "attempts", "row")
-
-
-def _examples(folder: Folder, units: list[str], each: int) -> list[dict[str, Any]]:
-    shown: list[dict[str, Any]] = []
-    seen: Counter[str] = Counter()
-    for unit in units if each else ():
-        for letter in read_letters(folder, unit):
-            row: dict[str, Any] = {name: letter.get(name) for name in _SHOWN}
-            if seen[row["error"]] < each:
-                shown.append(row)
-            seen[row["error"]] += 1
-    return sorted(shown, key=lambda row: (row["error"], row["source"], row["position"]))
 
 
 def run(words: list[str]) -> int:

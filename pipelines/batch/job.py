@@ -16,7 +16,9 @@ from conf.schema.batch import BatchJob
 from conf.schema.engine import Device, EngineKind, Sizing
 from conf.schema.output import OutputFormat
 from conf.schema.service import API_KEY
+from pipelines.batch.cost import engine_price_per_s
 from pipelines.batch.desk import ON_HEAD, start_claims
+from pipelines.batch.meter import Meter
 from pipelines.batch.monitor import JobState, now
 from pipelines.batch.openai_part import join_parts
 from pipelines.batch.plan import Plan, absolute, make_plan, on_device
@@ -139,10 +141,11 @@ def _execute(
         actors = ReplicaActors(plan.placement, pool.most, engine.world_size > 1 and not engine.is_elastic)
         connected = now()
         try:
-            consumer = Consumer(build_pipeline(plan, work, run_id, monitor, claims, actors, pool))
+            meter = Meter(plan.job.model.name, run_id, work.pending_rows, engine_price_per_s(plan, pool.most))
+            consumer = Consumer(build_pipeline(plan, work, run_id, monitor, claims, actors, pool), meter.wrote)
             with interruptible() as interruption:
                 try:
-                    state = watch(consumer, monitor, display, plan, work, interruption, lost)
+                    state = watch(consumer, monitor, display, meter, plan, work, interruption, lost)
                     timeline = timeline_of(monitor)
                 finally:
                     if not isinstance(sys.exception(), KeyboardInterrupt):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from pipelines.batch.attribution import Share, attribute
 from pipelines.batch.timeline import SILENT_S, Timeline
 from serve.engine.protocol import EngineStats
 
@@ -193,6 +194,10 @@ class Monitor:
     def state(self) -> JobState:
         """Returns how things are now."""
         return self._state
+
+    def shares(self) -> list[Share]:
+        """Returns where the time of each engine went until now: seconds of the tail may yet turn out to be others."""
+        return attribute(self._timeline.until(now()))
 
     def timeline(self) -> Timeline:
         """Returns how they came to be: for the job's end, since it is large."""

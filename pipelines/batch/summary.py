@@ -11,6 +11,8 @@ from pipelines.batch import columns as c
 from pipelines.batch.answers import PREFIX
 from pipelines.batch.attribution import Share, attribute, in_words, plain_shares, total
 from pipelines.batch.commit import SHOWN_ROWS
+from pipelines.batch.cost import cost_of
+from pipelines.batch.letters import examples
 from pipelines.batch.monitor import JobState
 from pipelines.batch.plan import Plan
 from pipelines.batch.progress import duration
@@ -20,6 +22,9 @@ from pipelines.batch.resume import Work
 from pipelines.batch.timeline import Timeline
 from pipelines.ledger.lengths import add_lengths
 from pipelines.ledger.mark import Mark, mark_of
+
+FAILED_EXAMPLES = 3
+"""Failed rows that the report shows of each class of error."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -125,6 +130,11 @@ class Result:
         """130 interrupted, 3 when rows failed, else 0."""
         return 130 if self.is_interrupted else 3 if self.totals.failed else 0
 
+    @property
+    def cost(self) -> float | None:
+        """What this run's engines cost; null where the price is not known, or nothing was to be done."""
+        return None if self.timeline is None else cost_of(self.plan, self.timeline.num_replicas, self.shares)
+
     def record(self) -> dict[str, Any]:
         """Returns what job.json holds."""
         t, s, state = self.totals, self.seconds, self.state
@@ -152,6 +162,7 @@ class Result:
             "exact_match": t.matches / t.answers if self.plan.job.data.answer and t.answers else None,
             "seconds": asdict(s),
             "replica_seconds": plain_shares(self.shares),
+            "cost": self.cost,
             "rows_per_s": now.rows / s.inference if s.inference else None,
             "prompt_tokens_per_s": now.engine_prompt_tokens / s.inference if s.inference else None,
             "completion_tokens_per_s": now.engine_completion_tokens / s.inference if s.inference else None,
@@ -198,6 +209,8 @@ class Result:
             lines.append(f"  cut off      {t.truncated:>9,}   answers that ran out of tokens (sampling.max_tokens)")
         if self.written.marks:
             lines += self._speed(now)
+        if (cost := self.cost) is not None:
+            lines.append(f"  cost         {cost:>9,.4g}   {plan.job.cluster.price_per_hour:g} an hour for each device")
         if self.state.restarts:
             lines.append(f"  replaced     {self.state.restarts:>9,}   dead engines")
         lines.append(f"  record       {where}/_manta/job.json, logs beside it")
@@ -228,7 +241,9 @@ class Result:
             }
             for row in self.written.sample[: self.plan.job.progress.show_rows]
         ]
-        return build_page(record, self.timeline, self.shares, rows)
+        marks = [*self.work.done, *self.written.marks.values()]
+        failed = examples(self.plan.output, marks, FAILED_EXAMPLES)
+        return build_page(record, self.timeline, self.shares, rows, failed)
 
     def first_rows(self) -> str:
         """Returns the first answers that this run has written."""

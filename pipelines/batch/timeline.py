@@ -6,7 +6,7 @@ All times are seconds since the cluster was ready.
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from serve.engine.protocol import EngineStats
@@ -56,6 +56,12 @@ class Series:
             return
         points.append(sample)
         self.thin(self._limit)
+
+    def copy(self) -> Series:
+        """Returns one that may be added to without this one knowing; samples themselves never change."""
+        made = Series(self._limit)
+        made._gap_s, made.points = self._gap_s, list(self.points)
+        return made
 
     def thin(self, limit: int) -> None:
         """Leaves samples out until no more than ``limit`` are left."""
@@ -207,6 +213,11 @@ class Timeline:
         """Notes that a replica has died at a time."""
         if replica in self.lives:
             self.lives[replica].end(at - self.began_at)
+
+    def until(self, at: float) -> Timeline:
+        """Returns a timeline as if the job ended at a time; this one goes on."""
+        lives = {name: replace(life, series=life.series.copy()) for name, life in self.lives.items()}
+        return replace(self, lives=lives).close(at)
 
     def close(self, at: float) -> Timeline:
         """Ends the job; returns itself."""

@@ -6,15 +6,18 @@ import errno
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from conf.errors import UserError
+from pipelines.batch.meter import Meter
 from pipelines.batch.monitor import JobState
 from pipelines.batch.plan import Plan
 from pipelines.batch.progress import Display, Readings
 from pipelines.batch.resume import Work
 from pipelines.batch.summary import Written
 from pipelines.batch.timeline import Timeline
+from pipelines.ledger.mark import Mark
 
 POLL_S = 0.25
 LEAVE_S = 30.0
@@ -28,11 +31,16 @@ class JobFailed(Exception):
 class Consumer:
     """Pulls the pipeline in a thread and keeps what comes out."""
 
-    def __init__(self, dataset: Any) -> None:
-        """Starts pulling."""
+    def __init__(self, dataset: Any, on_unit: Callable[[Mark], None]) -> None:
+        """Starts pulling.
+
+        Args:
+            dataset: see `pipeline.build_pipeline`.
+            on_unit: hears of each unit that is written, once, in another thread.
+        """
         self.written = Written()
         self.error: BaseException | None = None
-        self._dataset = dataset
+        self._dataset, self._on_unit = dataset, on_unit
         self._thread = threading.Thread(target=self._pull, name="pipeline", daemon=True)
         self._thread.start()
 
@@ -57,7 +65,10 @@ class Consumer:
         try:
             for batch in self._dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 for committed in batch.to_pylist():
+                    is_new = committed["unit"] not in self.written.marks
                     self.written.add(committed)
+                    if is_new:
+                        self._on_unit(self.written.marks[committed["unit"]])
         except BaseException as error:
             self.error = error
 
@@ -66,6 +77,7 @@ def watch(
     consumer: Consumer,
     monitor: Any,
     display: Display,
+    meter: Meter,
     plan: Plan,
     work: Work,
     interruption: threading.Event,
@@ -92,7 +104,10 @@ def watch(
             return state
         readings.update(state, time.monotonic())
         display.show(readings)
+        if meter.is_due:
+            meter.tell(state, _ask(monitor.shares))
     state = _ask(monitor.state)
+    meter.tell(state, _ask(monitor.shares))
     if consumer.error is not None:
         _check_engines(state, plan.job.engine.max_restarts)
         cause = _innermost(consumer.error)

@@ -42,6 +42,19 @@ def place(spec: EngineSpec, device: Device) -> Placement:
     return Placement(bundles=[{"CPU": 1.0, "GPU": ranks / spec.engines_per_device}], strategy="STRICT_PACK")
 
 
+def devices_per_engine(spec: EngineSpec, device: Device, share: int) -> float:
+    """Returns the devices that one engine is paid for: GPUs, or on CPU its part of the machine; 0 of a service's.
+
+    Args:
+        spec: the engine.
+        device: where it runs, decided.
+        share: engines that share a machine's cores.
+    """
+    if spec.kind is EngineKind.service:
+        return 0.0
+    return spec.world_size / spec.engines_per_device if device is Device.cuda else 1 / share
+
+
 def fitting(placement: Placement, resources: dict[str, float]) -> int:
     """Returns how many replicas a cluster holds beside a reader.
 

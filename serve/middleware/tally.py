@@ -6,9 +6,11 @@ import re
 from collections.abc import Collection
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 
+from conf import metrics
+from serve.instrument import counter, gauge, histogram
 from serve.middleware.record import Record
 from serve.middleware.routes import EXPOSED, kept_route
 
@@ -16,9 +18,6 @@ OTHER = "other"
 """The label of what a client made up: a path, a model, a cause that there is none of."""
 MAX_CAUSES = 64
 _CAUSE = re.compile(r"[a-z][a-z0-9_]{0,39}")
-_TTFT_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 12.0, 30.0, 60.0)
-_TPOT_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.4, 1.0)
-_DURATION_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
 
 
 class Held(Protocol):
@@ -42,51 +41,20 @@ class Tally:
         self._models = frozenset(models)
         self._causes: set[str] = set()
         self._registry = registry = CollectorRegistry(auto_describe=False)
-        self.in_flight = Gauge("manta_requests_in_flight", "Requests that the replica holds.", registry=registry)
-        self.again = Counter("manta_requests_again", "Requests whose first replica was lost.", registry=registry)
+        self.in_flight = gauge(metrics.IN_FLIGHT, registry)
+        self.again = counter(metrics.AGAIN, registry)
         self.held: set[Held] = set()
         """Requests that have not ended; looked at when figures are asked for."""
-        self._held = Gauge(
-            "manta_requests_held", "Requests for the model, by whose turn it is.", ("priority",), registry=registry
-        )
-        self._first_wait = Gauge(
-            "manta_first_token_wait_seconds",
-            "How long the stream has waited that has waited longest for its first token.",
-            ("priority",),
-            registry=registry,
-        )
-        self._requests = Counter(
-            "manta_requests", "Requests that have ended.", ("route", "status", "key"), registry=registry
-        )
-        self._refused = Counter("manta_refused", "Requests without their answer.", ("cause", "key"), registry=registry)
-        self._duration = Histogram(
-            "manta_request_duration_seconds",
-            "From a request to the end of its answer.",
-            ("route", "model"),
-            buckets=_DURATION_S,
-            registry=registry,
-        )
-        self._ttft = Histogram(
-            "manta_time_to_first_token_seconds",
-            "From a request to the first token of its stream.",
-            ("model", "key"),
-            buckets=_TTFT_S,
-            registry=registry,
-        )
-        self._tpot = Histogram(
-            "manta_time_per_output_token_seconds",
-            "Of a stream, from its first token to its end, for each of the others.",
-            ("model", "key"),
-            buckets=_TPOT_S,
-            registry=registry,
-        )
-        self._prompt = Counter("manta_prompt_tokens", "Tokens that came in.", ("model", "key"), registry=registry)
-        self._completion = Counter(
-            "manta_completion_tokens", "Tokens that went out.", ("model", "key"), registry=registry
-        )
-        self._cache = Counter(
-            "manta_cache_answers", "Answers by what the response cache did.", ("outcome",), registry=registry
-        )
+        self._held = gauge(metrics.HELD, registry)
+        self._first_wait = gauge(metrics.FIRST_WAIT, registry)
+        self._requests = counter(metrics.REQUESTS, registry)
+        self._refused = counter(metrics.REFUSED, registry)
+        self._duration = histogram(metrics.DURATION, registry)
+        self._ttft = histogram(metrics.TTFT, registry)
+        self._tpot = histogram(metrics.TPOT, registry)
+        self._prompt = counter(metrics.PROMPT_TOKENS, registry)
+        self._completion = counter(metrics.COMPLETION_TOKENS, registry)
+        self._cache = counter(metrics.CACHE_ANSWERS, registry)
 
     def route(self, path: str) -> str:
         """Returns the label of a path."""

@@ -16,6 +16,7 @@ from conf.saved import text
 from pipelines.batch.attribution import Cause, Share, in_words, total
 from pipelines.batch.progress import duration
 from pipelines.batch.report import plot
+from pipelines.batch.report.comparison import compared, cost_by_cause, cost_of_each, why
 from pipelines.batch.report.plot import Plot, compact, rates
 from pipelines.batch.timeline import Life, Timeline
 
@@ -26,7 +27,11 @@ FOLDER = Path(__file__).parent
 
 
 def build_page(
-    record: dict[str, Any], timeline: Timeline | None, shares: list[Share], rows: list[dict[str, Any]]
+    record: dict[str, Any],
+    timeline: Timeline | None,
+    shares: list[Share],
+    rows: list[dict[str, Any]],
+    failed: list[dict[str, Any]],
 ) -> str:
     """Makes the page of a job that has ended.
 
@@ -35,6 +40,7 @@ def build_page(
         timeline: what its replicas did; null where nothing was to be done.
         shares: where their time went, one for each engine.
         rows: some answers: ``source``, ``position``, ``input`` and ``answer``, the last two by column.
+        failed: some dead letters; see `letters.examples`.
 
     Returns:
         HTML that needs nothing else and runs nothing.
@@ -42,6 +48,9 @@ def build_page(
     style = (FOLDER / "page.css").read_text(encoding="utf-8")
     lives = [[timeline.lives[name] for name in share.replicas] for share in shares] if timeline is not None else []
     wall_s = timeline.wall_s if timeline is not None else 0.0
+    engines = [_engine(each, share) for each, share in zip(lives, shares, strict=False)] if any(lives) else []
+    made = [sum(engine[name] for engine in engines) for name in ("rows", "tokens_out")]
+    plan = compared(record)
     return (
         environment()
         .get_template("page.html.jinja")
@@ -58,11 +67,19 @@ def build_page(
             sum=total(shares),
             wall_s=wall_s,
             plots=_plots(lives, wall_s) if any(lives) and wall_s else [],
-            engines=[_engine(each, share) for each, share in zip(lives, shares, strict=False)] if any(lives) else [],
+            engines=engines,
+            failed=failed,
+            plan=plan,
+            plan_why=why(record) if plan else "",
+            costs=cost_by_cause(record, total(shares)),
+            costs_each=cost_of_each(record, *made) if record.get("cost") is not None else [],
             histograms=[
-                (name, title, _histogram(record[name]))
-                for name, title in (("prompt_lengths", "Prompts"), ("completion_lengths", "Answers"))
-                if sum(record[name][1:])
+                (name, f"{title}, {record[tokens] / max(record['answers'], 1):,.0f} tokens on average", counts)
+                for title, name, tokens in (
+                    ("Prompts", "prompt_lengths", "prompt_tokens"),
+                    ("Answers", "completion_lengths", "completion_tokens"),
+                )
+                if sum(record[name][1:]) and (counts := _histogram(record[name]))
             ],
             rows=rows,
             settings="\n".join(_settings(record["job"])),
@@ -79,9 +96,10 @@ def environment(*folders: Path) -> jinja2.Environment:
         "count": lambda value: f"{value:,.0f}",
         "seconds": lambda value: f"{value:.1f} s" if value < 60 else duration(value),
         "cut": _cut,
+        "money": _money,
         "name": lambda value: value.replace("_", "-"),
     }
-    for name in ("WIDTH", "HEIGHT", "LEFT", "RIGHT", "BOTTOM"):
+    for name in ("WIDTH", "HEIGHT", "LEFT", "RIGHT", "TOP", "BOTTOM"):
         made.globals[name] = getattr(plot, name)
     made.globals["in_words"] = in_words
     return made
@@ -107,28 +125,31 @@ def _tiles(record: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     if record["replayed"]:
         yield "replayed", f"{record['replayed']:,}", "paid for before"
     yield "time", duration(record["seconds"]["total"]), f"{record['seconds']['inference']:.1f} s of it inference"
-    for name, key in (("answers", "completion_tokens"), ("prompts", "prompt_tokens")):
+    for name, key in (("in", "prompt_tokens"), ("out", "completion_tokens")):
         rate = record[f"{key}_per_s"]
-        yield f"tokens in {name}", compact(record[key]), f"{rate:,.0f}/s" if rate else ""
+        yield f"tokens {name}", compact(record[key]), f"{rate:,.0f}/s" if rate else ""
     if record["exact_match"] is not None:
         yield "exact match", f"{record['exact_match']:.4f}", ""
     if isinstance(record.get("cost"), (int, float)):
-        yield "cost", f"{record['cost']:,.2f}", ""
+        yield "cost", _money(record["cost"]), f"{record['job']['cluster']['price_per_hour'] or 0:g} an hour each device"
 
 
 def _plots(lives: list[list[Life]], wall_s: float) -> list[Plot]:
     everyone = [life for each in lives for life in each]
+    ready_s = min(life.ready_s for life in everyone)
     found: list[Plot] = []
     for counter, what in ((1, "Answers"), (0, "Prompts")):  # apart: prompts may be ten times as long
         line = rates(everyone, counter, wall_s)
         if not any(line):
             continue
         lines = {"all engines": line}
-        found.append(Plot(name=what, title=f"{what}, all engines", unit="tokens/s", wall_s=wall_s, lines=lines))
+        title = f"{what}, all engines"
+        found.append(Plot(name=what, title=title, unit="tokens/s", wall_s=wall_s, lines=lines, ready_s=ready_s))
         if len(lives) > 1 and len(found) == 1:
             own = {f"engine {number}": rates(each, counter, wall_s) for number, each in enumerate(lives, 1)}
             title = f"{what}, each engine"
-            found.append(Plot(name=f"each-{what}", title=title, unit="tokens/s", wall_s=wall_s, lines=own))
+            name = f"each-{what}"
+            found.append(Plot(name=name, title=title, unit="tokens/s", wall_s=wall_s, lines=own, ready_s=ready_s))
     return found
 
 
@@ -161,6 +182,12 @@ def _settings(node: Any, key: str = "") -> Iterator[str]:
         yield f"{key}={text(node)}"
 
 
-def _cut(value: Any) -> str:
+def _money(value: float) -> str:
+    """Two places, and more where that would leave little: ``12.50``, ``0.0169``, ``0.000085``."""
+    places = 2 if value >= 1 or not value else 4 if value >= 0.001 else 6
+    return f"{value:,.{places}f}"
+
+
+def _cut(value: Any, signs: int = MAX_SIGNS) -> str:
     shown = str(value)
-    return shown if len(shown) <= MAX_SIGNS else shown[:MAX_SIGNS] + "…"
+    return shown if len(shown) <= signs else shown[:signs] + "…"

@@ -38,6 +38,13 @@ class Plot:
     wall_s: float
     lines: dict[str, list[float]]
     """Values of equal spans of time, by name."""
+    ready_s: float = 0.0
+    """When the first engine was ready: nothing could be made before."""
+
+    @property
+    def ready_width(self) -> float:
+        """How wide the time before `ready_s` is, in SVG's units."""
+        return self._x(min(self.ready_s / self.wall_s, 1.0)) - LEFT
 
     @property
     def top(self) -> float:
@@ -67,6 +74,13 @@ class Plot:
         values = self.lines[line]
         places = ((self._x((number + 0.5) / len(values)), self._y(value)) for number, value in enumerate(values))
         return " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+
+    def under(self, line: str) -> str:
+        """Returns what lies under a line, as SVG's polygon wants it."""
+        values, base = self.lines[line], self._y(0.0)
+        ends = (self._x((number + 0.5) / len(values)) for number in (0, len(values) - 1))
+        first, last = (f"{x:.1f},{base:.1f}" for x in ends)
+        return f"{first} {self.points(line)} {last}"
 
     def words(self, line: str) -> str:
         """Says what a line shows."""

@@ -6,12 +6,13 @@ import math
 import re
 from dataclasses import dataclass
 
+from conf import metrics
+
 _SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (\S+)")
 _LABEL = re.compile(r'([a-zA-Z_]\w*)="((?:[^"\\]|\\.)*)"')
 _STEP = ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds")
 """The time from one token to the next, under its names in vLLM 0.10-0.32."""
-HELD, FIRST_WAIT = "manta_requests_held", "manta_first_token_wait_seconds"
-"""See `serve.middleware.tally`."""
+HELD, FIRST_WAIT = metrics.HELD.series, metrics.FIRST_WAIT.series
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

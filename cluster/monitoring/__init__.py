@@ -1,0 +1,1 @@
+"""What Prometheus scrapes and Grafana shows: generated from `conf.metrics`."""
