@@ -22,6 +22,7 @@ from conf.schema.evaluate import EvaluateJob
 from conf.schema.optimize import OptimizeJob
 from conf.schema.serve import ServeJob
 from conf.schema.simulate import SimulateJob
+from conf.schema.submit import SubmitJob
 
 ROOT = Path(__file__).resolve().parent.parent
 """The folder that holds conf/ and demo/."""
@@ -33,6 +34,7 @@ SCHEMAS: dict[str, type] = {
     "simulate": SimulateJob,
     "optimize": OptimizeJob,
     "evaluate": EvaluateJob,
+    "submit": SubmitJob,
 }
 """The primary configurations, each the root of a verb."""
 
