@@ -13,8 +13,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.known import TOKEN, KnownCluster, find
 from conf.errors import UserError
-from conf.schema.cluster import ClusterSpec
+from conf.schema.cluster import RUNNING, ClusterSpec
 from conf.schema.engine import Device, EngineKind, EngineSpec
 
 KNOCK_S = 10.0
@@ -27,6 +28,14 @@ SUBMITTED = "MANTA_SUBMITTED"
 """The environment variable with the id of the submission that this process runs for; see `cluster.submit`."""
 LOGS = ("worker-", "ray-data", "raylet", "gcs_server", "python-core-driver", "controller_", "proxy_", "replica_")
 """Beginnings of the names of logs that are kept."""
+DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+}
+"""What Ray reads when it is imported."""
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Named for where it is the default: Ray's dozen ports are then this machine's own, not every address's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,11 +99,16 @@ def connect(spec: ClusterSpec, num_cpus: int, scratch: Path) -> Iterator[Connect
     Raises:
         UserError: when the cluster cannot be reached.
     """
-    _set_environment(spec.address is None)
+    address = spec.address
+    if address is None and (spec.nodes > 1 or spec.max_nodes is not None):
+        raise UserError(f"cluster.nodes={spec.nodes} is for manta cluster up; then: cluster=running")
+    if address == RUNNING:
+        address = _use(find(spec.name))
+    _set_environment(spec.address in (None, RUNNING))
     began = time.monotonic()
     import ray
 
-    if spec.address is None:
+    if address is None:
         counted = spec.num_cpus or max(os.cpu_count() or 1, num_cpus)
         context = ray.init(
             address="local",
@@ -106,7 +120,7 @@ def connect(spec: ClusterSpec, num_cpus: int, scratch: Path) -> Iterator[Connect
             _temp_dir=str(scratch),
         )
     else:
-        context = _join(spec.address)
+        context = _join(address)
     _quiet_ray_data()
     try:
         session = Path(context.address_info["session_dir"])  # type: ignore[union-attr]
@@ -121,6 +135,16 @@ def connect(spec: ClusterSpec, num_cpus: int, scratch: Path) -> Iterator[Connect
         if not isinstance(sys.exception(), KeyboardInterrupt):
             with suppress(Exception):
                 ray.shutdown()
+
+
+def _use(cluster: KnownCluster) -> str:
+    """Takes the cluster's token, and no other, for what this process and its children say to Ray; returns its address.
+
+    Ray keeps the first token that a process has read.
+    """
+    os.environ.pop("RAY_AUTH_TOKEN", None)  # it would win
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(cluster.folder / TOKEN))
+    return cluster.gcs_address
 
 
 def _join(address: str) -> object:
@@ -158,28 +182,20 @@ def _knock(address: str) -> None:
     """Checks that something listens: Ray itself waits a minute for a cluster that is not there."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise UserError(f"cluster.address must be 'auto' or 'host:port', got '{address}'")
+        raise UserError(f"cluster.address must be 'auto', 'running' or 'host:port', got '{address}'")
     try:
         socket.create_connection((host, int(port)), timeout=KNOCK_S).close()
     except OSError as error:
         raise UserError(f"cluster.address={address}: no cluster answers: {error}") from error
 
 
-def _set_environment(is_local: bool) -> None:
+def _set_environment(is_here: bool) -> None:
     """Sets what Ray reads when it is imported; what the user set wins.
 
     Args:
-        is_local: whether the cluster is started for this job, on this machine.
+        is_here: whether the cluster is on this machine alone.
     """
-    defaults = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    }
-    if is_local:
-        # named for where it is the default: Ray's dozen ports are then this machine's own, not every address's
-        defaults["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    for key, value in defaults.items():
+    for key, value in (DEFAULTS | LOOPBACK if is_here else DEFAULTS).items():
         os.environ.setdefault(key, value)
 
 

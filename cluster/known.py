@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -44,6 +46,8 @@ class KnownCluster:
     """Of its nodes, the head first: the leaders of sessions of their own."""
     scratch: Path | None = None
     """Where Ray keeps its sockets, logs and spilled objects."""
+    is_ready: bool = True
+    """Whether all nodes had come when it was written; before, only manta cluster down knows it."""
 
     @property
     def is_alive(self) -> bool:
@@ -64,6 +68,7 @@ class _Record:
     jobs_url: str
     processes: tuple[Process, ...]
     scratch: str | None
+    is_ready: bool
 
 
 def clusters_folder(environ: Mapping[str, str]) -> Path:
@@ -90,6 +95,7 @@ def write(cluster: KnownCluster) -> None:
         jobs_url=cluster.jobs_url,
         processes=cluster.processes,
         scratch=None if cluster.scratch is None else str(cluster.scratch),
+        is_ready=cluster.is_ready,
     )
     write_own(cluster.folder / TOKEN, cluster.token.encode())
     write_own(cluster.folder / RECORD, msgspec.json.encode(record))
@@ -120,6 +126,7 @@ def read(name: str, environ: Mapping[str, str] = os.environ) -> KnownCluster | N
         folder=folder,
         processes=record.processes,
         scratch=None if record.scratch is None else Path(record.scratch),
+        is_ready=record.is_ready,
     )
 
 
@@ -148,13 +155,38 @@ def find(name: str | None, environ: Mapping[str, str] = os.environ) -> KnownClus
             raise UserError(
                 f"cluster.name={name}: its head has ended: manta cluster down cluster.name={name} cleans up"
             )
+        if not cluster.is_ready:
+            raise UserError(f"cluster.name={name}: is not ready yet: manta cluster status {name}")
         return cluster
-    alive = [cluster for each in there if (cluster := read(each, environ)) is not None and cluster.is_alive]
+    known = [cluster for each in there if (cluster := read(each, environ)) is not None]
+    alive = [cluster for cluster in known if cluster.is_alive and cluster.is_ready]
     if not alive:
         raise UserError(f"cluster.name: no cluster runs on this machine ({UP})")
     if len(alive) > 1:
         raise UserError(f"cluster.name must say which: there are {', '.join(each.name for each in alive)}")
     return alive[0]
+
+
+@contextmanager
+def claimed(environ: Mapping[str, str] = os.environ) -> Iterator[None]:
+    """Keeps other starts and ends of this user's clusters off.
+
+    Raises:
+        UserError: when one is at work, or the folder cannot be used.
+    """
+    folder = clusters_folder(environ)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be used for what is known of clusters: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError("another manta cluster up or down is at work: try again when it is done") from None
+    finally:
+        os.close(lock)
 
 
 def forget(name: str, environ: Mapping[str, str] = os.environ) -> None:

@@ -51,6 +51,28 @@ class Process:
             watch.register(descriptor, select.POLLIN)
             return bool(watch.poll(timeout_s * 1000))
 
+    @property
+    def session(self) -> list[Process]:
+        """What runs in the session that this process leads or led, itself included."""
+        if not self.is_here or self.boot_id != _boot_id():
+            return []
+        ticks = _ticks(self.pid)
+        if ticks is not None and ticks != self.started_ticks:
+            return []  # somebody else's: no new process gets the number of a session that still has members
+        found = []
+        for process in running():
+            with suppress(OSError):
+                if os.getsid(process.pid) == self.pid:
+                    found.append(process)
+        return found
+
+    @property
+    def environment(self) -> bytes:
+        """What it was started with, of a process of one's own: NAME=VALUE, each ended by a zero."""
+        with suppress(OSError):
+            return Path(f"/proc/{self.pid}/environ").read_bytes()
+        return b""
+
     @contextmanager
     def _watched(self) -> Iterator[int | None]:
         """A descriptor that stays with the process, whoever gets its number; None where it has ended."""
@@ -63,6 +85,13 @@ class Process:
             yield descriptor if self.is_alive else None
         finally:
             os.close(descriptor)
+
+
+def running() -> Iterator[Process]:
+    """Yields this machine's processes that run."""
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit() and (process := process_of(int(path.name))).started_ticks:
+            yield process
 
 
 def this_process() -> Process:

@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "compare": ("pipelines.evaluate.compare:run", "put the cards of models side by side"),
     "inspect": ("pipelines.batch.inspection:run", "show what a job has come to: counts, error classes, failed rows"),
     "redrive": ("pipelines.batch.redrive:run", "ask the failed rows of a job again and merge their answers"),
+    "cluster": ("cluster.verb:run", "start, look at and end a Ray cluster of several nodes here: up, status, down"),
     "keys": ("serve.key_verb:run", "make, list and revoke the API keys of manta serve"),
     "submit": (
         "cluster.submit.verb:run",
@@ -41,6 +42,9 @@ VERBS: dict[str, tuple[str, str]] = {
 ACTIONS: dict[tuple[str, str], str] = {
     ("serve", "status"): "serve.service_verb:status",
     ("serve", "stop"): "serve.service_verb:stop",
+    ("cluster", "up"): "cluster.verb:up",
+    ("cluster", "status"): "cluster.verb:status",
+    ("cluster", "down"): "cluster.verb:down",
     ("serve", "--job"): "serve.app:run_saved",
     ("submit", "--run"): "cluster.submit.order:run",
 }

@@ -23,7 +23,11 @@ _manta_complete() {
 complete -o nospace -o default -F _manta_complete manta
 """
 
-WORDS: dict[str, tuple[str, ...]] = {"keys": ("add", "list", "revoke"), "serve": ("status", "stop")}
+WORDS: dict[str, tuple[str, ...]] = {
+    "keys": ("add", "list", "revoke"),
+    "serve": ("status", "stop"),
+    "cluster": ("up", "status", "down"),
+}
 """First words of verbs that are no keys."""
 
 

@@ -18,6 +18,7 @@ from conf.errors import UserError, nearest
 from conf.keys import keys_of
 from conf.override import fit_overrides, literal
 from conf.schema.batch import BatchJob
+from conf.schema.cluster import ClusterJob
 from conf.schema.evaluate import EvaluateJob
 from conf.schema.optimize import OptimizeJob
 from conf.schema.serve import ServeJob
@@ -35,6 +36,7 @@ SCHEMAS: dict[str, type] = {
     "optimize": OptimizeJob,
     "evaluate": EvaluateJob,
     "submit": SubmitJob,
+    "cluster": ClusterJob,
 }
 """The primary configurations, each the root of a verb."""
 

@@ -49,6 +49,14 @@ It starts nothing: replicas are as fast, and start as slowly, as replica.* says.
 
 The same command run again does only what is not done; then manta batch model=NAME and manta serve model=NAME find the
 result (NAME is MODEL-RECIPE, or name=NAME).""",
+    "cluster": """  manta cluster up cluster=local cluster.nodes=3
+  manta cluster up cluster=local_autoscaled cluster.max_nodes=4
+  manta cluster status [NAME] [--json]
+  manta batch model=demo data=tickets cluster=running
+  manta cluster down [NAME]
+
+A cluster has ports, a folder and a token of its own, and stays until manta cluster down. Several run side by side under
+names of their own: manta cluster up cluster.name=NAME.""",
     "evaluate": """  manta evaluate model=demo data=tickets
   manta evaluate model=out/demo-w8a8 data=tickets parent=demo
   manta evaluate model.path=MODEL data.input=test.jsonl data.prompt='{{ question }}' data.answer=answer \\

@@ -75,7 +75,7 @@ def place(job: dict[str, Any], named: list[Path], here: Path, is_local: bool) ->
                 f"{key}={value} is on this machine, where the cluster's nodes cannot see it: name it in submit.files,"
                 " or give the absolute path of a folder that they share"
             )
-        if is_relative and not is_pattern and not path.exists():
+        if is_local and not is_pattern and not path.exists():
             raise UserError(f"{key}={value}: no such file or folder")
         if not is_pattern:
             seen[key] = str(path)
