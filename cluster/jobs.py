@@ -9,9 +9,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from cluster.known import jobs_api
 from cluster.submit.attempt import FAILED_ROWS, Phase, Submission
-from cluster.submit.client import ClusterGone, JobClient
+from cluster.submit.client import ClusterGone, JobClient, connect_jobs
 from cluster.submit.follow import follow
 from cluster.submit.verb import exit_code
 from conf import entry
@@ -30,6 +29,8 @@ cluster.name=NAME says which cluster of manta cluster up, where several run; clu
 elsewhere, whose token is in MANTA_CLUSTER_TOKEN."""
 _FLAGS = {"list": ("--json",), "show": ("--json",), "logs": ("--follow",), "stop": ()}
 _POLL_S = 0.25
+_BEGIN_S = 10.0
+"""Seconds that a job may wait to begin before it is said that Ray stops none that waits."""
 _LATE_S = 30.0
 """Seconds that Ray may take to tell of a job's end beyond those that the job may take."""
 
@@ -59,14 +60,13 @@ def run(words: list[str]) -> int:
     if len(ids) != (0 if action == "list" else 1):
         raise UserError(f"jobs {action} takes {'no id' if action == 'list' else 'one id'}, got '{' '.join(ids)}'")
     job: SubmitJob = entry.compose("submit", *keys)
-    api = jobs_api(job.cluster)
-    client = JobClient(api)
+    client = connect_jobs(job.cluster)
     try:
         if action == "list":
             return _list(client, "--json" in flags)
         return _ONE[action](client, client.submission(ids[0]), bool(flags))
     except ClusterGone as error:
-        print(f"manta jobs: {api.url} does not answer any more: {error}", file=sys.stderr)
+        print(f"manta jobs: {client.api.url} does not answer any more: {error}", file=sys.stderr)
         return 1
 
 
@@ -113,12 +113,20 @@ def _stop(client: JobClient, submission: Submission, _: bool) -> int:
     client.stop(submission.id)
     stop_s = float(submission.metadata.get("stop_s", "3"))
     print(f"manta jobs: {submission.id} ends, in {stop_s:g} s at most", file=sys.stderr, flush=True)
-    deadline = time.monotonic() + stop_s + _LATE_S
+    began = time.monotonic()
+    deadline = began + stop_s + _LATE_S
     while time.monotonic() < deadline:
         submission = client.submission(submission.id)
         if submission.phase.is_over:
             print(f"manta jobs: {submission.id} has ended", file=sys.stderr)
             return 0
+        if submission.phase is Phase.pending and time.monotonic() - began > _BEGIN_S:
+            print(
+                f"manta jobs: {submission.id} has not begun, and ends when it does: no node has the CPUs that its driver"
+                " asks for, or its environment is being made",
+                file=sys.stderr,
+            )
+            return 1
         time.sleep(_POLL_S)
     print(f"manta jobs: {submission.id} goes on", file=sys.stderr)
     return 1

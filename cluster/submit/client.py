@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+from codecs import getincrementaldecoder
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from cluster import known
 from cluster.connect import last_line
 from cluster.known import JobsApi
 from cluster.submit.attempt import Phase, Submission
 from conf.errors import UserError, nearest
+from conf.schema.cluster import ClusterSpec
 
 ASK_S, SEND_S = 15.0, 300.0
 """Seconds that an answer may take, and that a package may take to arrive."""
+TAIL_S = 0.25
 _ADDRESSES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 """Variables that Ray's client obeys more than its argument."""
 
@@ -30,8 +36,12 @@ class Exists(Exception):
 class JobClient:
     """Submissions of one cluster."""
 
-    def __init__(self, api: JobsApi) -> None:
-        """Connects; `api` says where.
+    def __init__(self, api: JobsApi, scratch: Path | None = None) -> None:
+        """Connects.
+
+        Args:
+            api: where.
+            scratch: where a cluster of this machine keeps its nodes' logs.
 
         Raises:
             UserError: when nothing answers there, or the token is refused.
@@ -47,6 +57,7 @@ class JobClient:
         for name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
             logging.getLogger(name).setLevel(logging.ERROR)
         self.api = api
+        self._scratch = scratch
         before = {name: os.environ.pop(name) for name in _ADDRESSES if name in os.environ}
         try:
             with self._told():
@@ -116,12 +127,25 @@ class JobClient:
         with self._told():
             self._client.stop_job(submission_id)
 
+    def log_file(self, submission_id: str) -> Path | None:
+        """Returns the file with what a job has written, where it is on this machine.
+
+        Ray itself shows the log of a driver on the head only where nodes share an address: it asks the right node, which
+        looks in the folder of the first node of its address (seen with Ray 2.60).
+        """
+        if self._scratch is None:
+            return None
+        found = list(self._scratch.glob(f"*/session_2*/logs/job-driver-{submission_id}.log"))
+        return max(found, key=lambda path: path.stat().st_size, default=None)
+
     def log(self, submission_id: str) -> str:
         """Returns all that a job has written.
 
         Raises:
             ClusterGone: when the cluster, or the node that the driver ran on, does not answer.
         """
+        if (path := self.log_file(submission_id)) is not None:
+            return path.read_text(errors="replace")
         try:
             with self._told():
                 return self._client.get_job_logs(submission_id)
@@ -129,17 +153,35 @@ class JobClient:
             raise ClusterGone(last_line(error)[:200]) from error
 
     async def tail(self, submission_id: str) -> AsyncIterator[str]:
-        """Yields what a job writes, from its beginning.
+        """Yields what a job writes, from its beginning, until it is over; of a cluster of this machine without end.
 
         Raises:
             ClusterGone: when the connection breaks.
         """
+        if self._scratch is not None:
+            async for text in self._tail_file(submission_id):
+                yield text
         with self._told():
             try:
                 async for text in self._client.tail_job_logs(submission_id):
                     yield text
             except RuntimeError as error:
                 raise ClusterGone(last_line(error)[:200]) from error
+
+    async def _tail_file(self, submission_id: str) -> AsyncIterator[str]:
+        decoder, position, path = getincrementaldecoder("utf-8")("replace"), 0, None
+        while True:
+            if (now := self.log_file(submission_id)) != path:  # the driver's node has begun one that is longer
+                decoder.reset()
+                path, position = now, 0
+            if path is not None:
+                with path.open("rb") as stream:
+                    stream.seek(position)
+                    data = stream.read()
+                position += len(data)
+                if data:
+                    yield decoder.decode(data)
+            await asyncio.sleep(TAIL_S)
 
     def has_gpu(self) -> bool:
         """Returns whether a node of the cluster has a GPU.
@@ -171,6 +213,18 @@ class JobClient:
             raise ClusterGone("nothing listens there, or it hung up") from error
         except requests.exceptions.RequestException as error:
             raise ClusterGone(last_line(error)[:200]) from error
+
+
+def connect_jobs(spec: ClusterSpec) -> JobClient:
+    """Connects to the cluster that a job is submitted to.
+
+    Raises:
+        UserError: when there is none, nothing answers, or the token is refused.
+    """
+    if spec.jobs_url is not None:
+        return JobClient(known.jobs_api(spec))
+    cluster = known.find(spec.name)
+    return JobClient(cluster.jobs, cluster.scratch)
 
 
 def _submission(details: Any) -> Submission:

@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from cluster.submit.attempt import Submission
+from cluster.submit.attempt import Phase, Submission
 from cluster.submit.client import ClusterGone, JobClient
 
 POLL_S = 0.25
 """Seconds between two looks at a job: Ray's own end of a log comes up to 3 s late."""
 AGAIN_S, GONE_S = 1.0, 10.0
 """Seconds between two tries to reach a cluster, and after which it is gone."""
+WAIT_S = 20.0
+"""Seconds that a job may take to begin before it is said that it waits."""
 _RAYS = ("Running entrypoint for job ", "Runtime env is setting up.")
 """Lines that Ray writes into the log of every job."""
 
@@ -53,7 +55,13 @@ class Log:
             self._show(line)
 
 
-def follow(client: JobClient, submission_id: str, show: Callable[[str], None], marker: str | None = None) -> Submission:
+def follow(
+    client: JobClient,
+    submission_id: str,
+    show: Callable[[str], None],
+    marker: str | None = None,
+    on_wait: Callable[[], None] | None = None,
+) -> Submission:
     """Returns how a submission stands when it is over, or when its log holds a text.
 
     Args:
@@ -61,21 +69,26 @@ def follow(client: JobClient, submission_id: str, show: Callable[[str], None], m
         submission_id: the submission.
         show: takes each line of the log.
         marker: the text; null waits for the end.
+        on_wait: called once where it does not begin for long.
 
     Raises:
         ClusterGone: when the cluster does not answer any more.
         UserError: when it knows no such submission.
     """
-    return asyncio.run(_follow(client, submission_id, Log(show, marker)))
+    return asyncio.run(_follow(client, submission_id, Log(show, marker), on_wait))
 
 
-async def _follow(client: JobClient, submission_id: str, log: Log) -> Submission:
+async def _follow(client: JobClient, submission_id: str, log: Log, on_wait: Callable[[], None] | None) -> Submission:
+    began = time.monotonic()
     reading = asyncio.create_task(_read(client, submission_id, log))
     try:
         while True:
             submission = await _look(client, submission_id)
             if submission.phase.is_over or log.is_ready:
                 break
+            if on_wait is not None and submission.phase is Phase.pending and time.monotonic() - began > WAIT_S:
+                on_wait()
+                on_wait = None
             await asyncio.sleep(POLL_S)
     finally:
         reading.cancel()

@@ -8,9 +8,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from cluster.known import jobs_api
+from cluster import known
 from cluster.submit.attempt import Done, Follow, Phase, Start, Submission, decide, next_after
-from cluster.submit.client import ClusterGone, Exists, JobClient
+from cluster.submit.client import ClusterGone, Exists, JobClient, connect_jobs
 from cluster.submit.follow import follow
 from cluster.submit.parcel import Parcel, make_parcel
 from conf import entry
@@ -54,13 +54,14 @@ def run(words: list[str]) -> int:
             raise UserError(f"{word}: a job that is submitted runs on cluster.name or cluster.jobs_url")
     submit: SubmitJob = entry.compose("submit", *own)
     job = entry.compose(verb, *others)
-    api = jobs_api(job.cluster)
+    token = known.jobs_api(job.cluster).token
     with tempfile.TemporaryDirectory(prefix="manta-submit-") as folder:
-        parcel = make_parcel(verb, job, submit.submit, api.token, Path.cwd(), Path(folder))
+        parcel = make_parcel(verb, job, submit.submit, token, Path.cwd(), Path(folder))
+        client = connect_jobs(job.cluster)
         try:
-            return _Dispatch(parcel, JobClient(api)).run(is_again="--again" in flags, waits="--no-wait" not in flags)
+            return _Dispatch(parcel, client).run(is_again="--again" in flags, waits="--no-wait" not in flags)
         except ClusterGone as error:
-            print(f"manta submit: {api.url} does not answer any more: {error}", file=sys.stderr)
+            print(f"manta submit: {client.api.url} does not answer any more: {error}", file=sys.stderr)
             return 1
 
 
@@ -101,7 +102,8 @@ class _Dispatch:
 
     def _follow(self, submission_id: str) -> int:
         while True:
-            submission = follow(self._client, submission_id, _show, self._parcel.marker(submission_id))
+            marker = self._parcel.marker(submission_id)
+            submission = follow(self._client, submission_id, _show, marker, lambda: self._waits(submission_id))
             again = next_after(self._parcel.base, submission, self._parcel.spec.max_restarts)
             if again is None:
                 return self._ended(submission)
@@ -112,6 +114,11 @@ class _Dispatch:
             )
             time.sleep(0.0 if self._parcel.is_local else LEASE_S)
             submission_id = self._send(Start(id=again), number)
+
+    def _waits(self, submission_id: str) -> None:
+        cpus = self._parcel.spec.driver_cpus
+        why = f"no node has {cpus:g} CPUs free for its driver" if cpus else "its environment is being made"
+        self._say(f"{submission_id} has not begun yet: {why}, or the cluster is busy")
 
     def _send(self, start: Start, restarts: int) -> str:
         parcel = self._parcel
