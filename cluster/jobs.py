@@ -122,8 +122,8 @@ def _stop(client: JobClient, submission: Submission, _: bool) -> int:
             return 0
         if submission.phase is Phase.pending and time.monotonic() - began > _BEGIN_S:
             print(
-                f"manta jobs: {submission.id} has not begun, and ends when it does: no node has the CPUs that its driver"
-                " asks for, or its environment is being made",
+                f"manta jobs: {submission.id} has not begun, and ends when it does: no node has the CPUs that its"
+                " driver asks for, or its environment is being made",
                 file=sys.stderr,
             )
             return 1

@@ -130,8 +130,8 @@ class JobClient:
     def log_file(self, submission_id: str) -> Path | None:
         """Returns the file with what a job has written, where it is on this machine.
 
-        Ray itself shows the log of a driver on the head only where nodes share an address: it asks the right node, which
-        looks in the folder of the first node of its address (seen with Ray 2.60).
+        Where nodes share an address, Ray itself shows the log of a driver on the head only: it asks the right node,
+        which looks in the folder of the first node of its address (seen with Ray 2.60).
         """
         if self._scratch is None:
             return None

@@ -6,12 +6,13 @@ import getpass
 import os
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from cluster.known import KnownCluster, jobs_api
 from cluster.submit.attempt import derive_id, ready_line
 from cluster.submit.client import JobClient
 from cluster.submit.order import HOMES, Order, typed
@@ -20,6 +21,7 @@ from cluster.submit.seal import HOOK, seal, wanted
 from cluster.submit.travel import Placed, place, shipped
 from conf.entry import ROOT
 from conf.errors import UserError
+from conf.schema.cluster import ClusterSpec
 from conf.schema.submit import Environment, SubmitSpec
 
 STOP_S = 60
@@ -28,6 +30,38 @@ _LEAVE_S = 45
 """Beyond twice the time to drain, what a service may take to end (`serve.service_verb`)."""
 _NODES_OWN = ("ray", "torch")
 """Packages that a lock leaves to the nodes: Ray must be the cluster's own, torch the build for its devices."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Where:
+    """The cluster that a job is for."""
+
+    token: str = field(repr=False)
+    is_local: bool
+    """Whether its nodes see this machine's files."""
+    address: str
+    """Where the verb joins it, on its nodes."""
+    words: str
+    """What names it in a further command, with a space before; empty where it needs no name."""
+
+    @classmethod
+    def here(cls, cluster: KnownCluster, spec: ClusterSpec) -> Where:
+        """A cluster of this machine.
+
+        Its address is told: Ray's 'auto' looks through this machine's processes, and may find another one.
+        """
+        words = "" if spec.name is None else f" cluster.name={spec.name}"
+        return cls(token=cluster.token, is_local=True, address=cluster.gcs_address, words=words)
+
+    @classmethod
+    def elsewhere(cls, spec: ClusterSpec) -> Where:
+        """A cluster of other machines.
+
+        Raises:
+            UserError: when its token is not in the environment.
+        """
+        api = jobs_api(spec)
+        return cls(token=api.token, is_local=False, address="auto", words=f" cluster.jobs_url={api.url}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,14 +122,14 @@ class Parcel:
         return found
 
 
-def make_parcel(verb: str, job: Any, spec: SubmitSpec, token: str, here: Path, folder: Path) -> Parcel:
+def make_parcel(verb: str, job: Any, spec: SubmitSpec, where: Where, here: Path, folder: Path) -> Parcel:
     """Makes a job ready.
 
     Args:
         verb: what runs it.
         job: composed and typed.
         spec: what travels with it.
-        token: the cluster's.
+        where: the cluster.
         here: the current folder, absolute.
         folder: where its package is written.
 
@@ -104,7 +138,7 @@ def make_parcel(verb: str, job: Any, spec: SubmitSpec, token: str, here: Path, f
     """
     if getattr(job, "dry_run", False):
         raise UserError("dry_run=true runs nothing: leave submit out")
-    is_local = job.cluster.jobs_url is None
+    is_local = where.is_local
     plain = msgspec.to_builtins(job)
     named = [Path(os.path.normpath(here / Path(name).expanduser())) for name in spec.files]
     files = named_files(named, here)
@@ -117,14 +151,14 @@ def make_parcel(verb: str, job: Any, spec: SubmitSpec, token: str, here: Path, f
     has_output = (plain.get("output") or {}).get("path") is not None
     base = derive_id(verb, placed.job, digests(files), "" if has_output else str(here))
     done = _with_results(verb, job, placed, here, base, is_local)
-    done["cluster"] = {**done["cluster"], "address": "auto", "name": None, "jobs_url": None}
+    done["cluster"] = {**done["cluster"], "address": where.address, "name": None, "jobs_url": None}
     typed(verb, done)  # what is wrong with it is found here, not there
     environ = {name: os.environ[name] for name in HOMES if name in os.environ} if is_local else {}
     modified = {at: path.stat().st_mtime_ns for at, path in files.items()}
     order = Order(verb=verb, job=done, seen=placed.seen, environ=environ, modified_ns=modified)
     texts = {ORDER: msgspec.json.encode(order)}
     if variables:
-        texts[SEALED] = seal(variables, token)
+        texts[SEALED] = seal(variables, where.token)
     files = {**own_code(), **files}
     check_size(files, spec.max_bytes)
     package = folder / "job.zip"
@@ -138,17 +172,10 @@ def make_parcel(verb: str, job: Any, spec: SubmitSpec, token: str, here: Path, f
         size_bytes=package.stat().st_size,
         is_local=is_local,
         python=spec.python or (sys.executable if is_local and spec.environment is Environment.none else "python"),
-        where=where(job.cluster.name, job.cluster.jobs_url),
+        where=where.words,
         output=str((done.get("output") or {}).get("path") or ""),
         stop_s=int(2 * job.deployment.drain_s) + _LEAVE_S if verb == "serve" else STOP_S,
     )
-
-
-def where(name: str | None, jobs_url: str | None) -> str:
-    """Returns the words that name a cluster in a further command, with a space before them."""
-    if jobs_url is not None:
-        return f" cluster.jobs_url={jobs_url}"
-    return "" if name is None else f" cluster.name={name}"
 
 
 def pip_environment(lock: Path) -> dict[str, Any]:

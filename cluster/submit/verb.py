@@ -6,13 +6,14 @@ import os
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from cluster import known
 from cluster.submit.attempt import Done, Follow, Phase, Start, Submission, decide, next_after
 from cluster.submit.client import ClusterGone, Exists, JobClient, connect_jobs
 from cluster.submit.follow import follow
-from cluster.submit.parcel import Parcel, make_parcel
+from cluster.submit.parcel import Parcel, Where, make_parcel
 from conf import entry
 from conf.errors import UserError, nearest
 from conf.schema.submit import SubmitJob
@@ -54,9 +55,10 @@ def run(words: list[str]) -> int:
             raise UserError(f"{word}: a job that is submitted runs on cluster.name or cluster.jobs_url")
     submit: SubmitJob = entry.compose("submit", *own)
     job = entry.compose(verb, *others)
-    token = known.jobs_api(job.cluster).token
+    cluster = job.cluster
+    where = Where.elsewhere(cluster) if cluster.jobs_url is not None else Where.here(known.find(cluster.name), cluster)
     with tempfile.TemporaryDirectory(prefix="manta-submit-") as folder:
-        parcel = make_parcel(verb, job, submit.submit, token, Path.cwd(), Path(folder))
+        parcel = make_parcel(verb, job, submit.submit, where, Path.cwd(), Path(folder))
         client = connect_jobs(job.cluster)
         try:
             return _Dispatch(parcel, client).run(is_again="--again" in flags, waits="--no-wait" not in flags)
@@ -103,7 +105,7 @@ class _Dispatch:
     def _follow(self, submission_id: str) -> int:
         while True:
             marker = self._parcel.marker(submission_id)
-            submission = follow(self._client, submission_id, _show, marker, lambda: self._waits(submission_id))
+            submission = follow(self._client, submission_id, _show, marker, partial(self._waits, submission_id))
             again = next_after(self._parcel.base, submission, self._parcel.spec.max_restarts)
             if again is None:
                 return self._ended(submission)
