@@ -43,7 +43,7 @@ class Connection:
     """A cluster that can be used."""
 
     resources: dict[str, float]
-    """All that it has, by Ray's names."""
+    """All that it has, or may come to have, by Ray's names."""
     start_s: float
     address: str
     """Where other processes on this machine join it."""
@@ -102,8 +102,10 @@ def connect(spec: ClusterSpec, num_cpus: int, scratch: Path) -> Iterator[Connect
     address = spec.address
     if address is None and (spec.nodes > 1 or spec.max_nodes is not None):
         raise UserError(f"cluster.nodes={spec.nodes} is for manta cluster up; then: cluster=running")
+    most_cpus = 0
     if address == RUNNING:
-        address = _use(find(spec.name))
+        cluster = find(spec.name)
+        address, most_cpus = _use(cluster), cluster.most_cpus
     _set_environment(spec.address in (None, RUNNING))
     began = time.monotonic()
     import ray
@@ -124,8 +126,9 @@ def connect(spec: ClusterSpec, num_cpus: int, scratch: Path) -> Iterator[Connect
     _quiet_ray_data()
     try:
         session = Path(context.address_info["session_dir"])  # type: ignore[union-attr]
+        resources: dict[str, float] = dict(ray.cluster_resources())
         yield Connection(
-            resources=dict(ray.cluster_resources()),
+            resources=resources | {"CPU": max(float(most_cpus), resources.get("CPU", 0.0))},
             start_s=time.monotonic() - began,
             address=context.address_info["gcs_address"],  # type: ignore[union-attr]
             logs=session / "logs" if spec.address is None else None,

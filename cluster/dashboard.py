@@ -76,7 +76,7 @@ def nodes_in(listed: Any, status: Any) -> list[NodeNow]:
         used = usage.get(node["node_id"], {}).get("CPU", (0.0, 0.0))[0]
         found.append(
             NodeNow(
-                name=node["node_name"],
+                name=node["node_name"] if node["node_name"] != node["node_ip"] else f"node {node['node_id'][-5:]}",
                 address=node["node_ip"],
                 is_head=bool(node["is_head_node"]),
                 is_alive=node["state"] == "ALIVE",

@@ -48,6 +48,8 @@ class KnownCluster:
     """Where Ray keeps its sockets, logs and spilled objects."""
     is_ready: bool = True
     """Whether all nodes had come when it was written; before, only manta cluster down knows it."""
+    most_cpus: int = 0
+    """CPUs that it counts once all nodes that may come have come."""
 
     @property
     def is_alive(self) -> bool:
@@ -69,6 +71,7 @@ class _Record:
     processes: tuple[Process, ...]
     scratch: str | None
     is_ready: bool
+    most_cpus: int
 
 
 def clusters_folder(environ: Mapping[str, str]) -> Path:
@@ -96,6 +99,7 @@ def write(cluster: KnownCluster) -> None:
         processes=cluster.processes,
         scratch=None if cluster.scratch is None else str(cluster.scratch),
         is_ready=cluster.is_ready,
+        most_cpus=cluster.most_cpus,
     )
     write_own(cluster.folder / TOKEN, cluster.token.encode())
     write_own(cluster.folder / RECORD, msgspec.json.encode(record))
@@ -127,6 +131,7 @@ def read(name: str, environ: Mapping[str, str] = os.environ) -> KnownCluster | N
         processes=record.processes,
         scratch=None if record.scratch is None else Path(record.scratch),
         is_ready=record.is_ready,
+        most_cpus=record.most_cpus,
     )
 
 

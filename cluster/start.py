@@ -1,4 +1,4 @@
-"""Starts a cluster of several nodes on this machine: own ports, a temporary folder, a token. It outlives its starter."""
+"""Starts a cluster of several nodes on this machine, which outlives who starts it: own ports, folder and token."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ from cluster.own_file import write_own
 from cluster.process import process_of
 from conf.schema.cluster import ClusterSpec
 
+PROGRAM = ("-m", "cluster.node")
+"""What a node is, for Python; it takes the file of its `NodeSpec`."""
 NODE_S = 90.0
 """Seconds that a node may take to start."""
 ANSWER_S = 30.0
@@ -70,16 +72,18 @@ def start(spec: ClusterSpec, name: str, say: Callable[[str], None], environ: Map
         is_ready=False,
     )
     scratch = str(cluster.scratch)
+    most = spec.max_nodes or fewest
     head = NodeSpec(
         name="head",
         gcs_address=None,
         gcs_port=gcs_port,
         dashboard_port=dashboard_port,
         agent_port=agent_ports[0],
-        num_cpus=spec.num_cpus or max(MIN_CPUS, (os.cpu_count() or 1) // (spec.max_nodes or fewest)),
+        num_cpus=spec.num_cpus or max(MIN_CPUS, (os.cpu_count() or 1) // most),
         object_store_bytes=spec.object_store_bytes,
         scratch=scratch,
     )
+    cluster = replace(cluster, most_cpus=most * head.num_cpus)
     try:
         known.write(cluster)
         environment = node_environment(cluster, metrics_ports[:2], spec.max_nodes is not None)
@@ -144,7 +148,14 @@ def autoscaling(spec: ClusterSpec, cluster: KnownCluster, head: NodeSpec) -> dic
         "max_workers": spec.max_nodes - 1,
         "upscaling_speed": 100.0,
         "idle_timeout_minutes": spec.idle_s / 60,
-        "provider": {"type": "fake_multinode", "gcs_address": cluster.gcs_address, "launch_multiple": True},
+        "provider": {
+            "type": "fake_multinode",
+            "gcs_address": cluster.gcs_address,
+            "launch_multiple": True,
+            "use_node_id_as_ip": True,  # nodes share an address: without it none counts as alive
+            "disable_node_updaters": True,  # nor is there a shell to reach them by
+            "disable_launch_config_check": True,
+        },
         "head_node_type": "ray.head.default",
         "available_node_types": {
             "ray.head.default": {"resources": {"CPU": head.num_cpus}, "node_config": {}, "max_workers": 0},
@@ -190,7 +201,7 @@ def _start_node(node: NodeSpec, environment: dict[str, str]) -> subprocess.Popen
     write_own(path, msgspec.json.encode(node))
     with node.log_file.open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "cluster.node", str(path)],
+            [sys.executable, *PROGRAM, str(path)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

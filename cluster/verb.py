@@ -174,7 +174,7 @@ def _page(cluster: KnownCluster, state: str, error: str | None, nodes: list[Node
         lines.append(f"  nodes    {len(alive)} alive, {used:g} of {total:g} CPUs used")
         for node in nodes:
             how = f"{node.used_cpus:g} of {node.num_cpus:g} CPUs used" if node.is_alive else "dead"
-            lines.append(f"           {node.name:<10}{how}")
+            lines.append(f"           {node.name:<12}{how}")
     lines += [f"  address  {cluster.gcs_address}", f"  jobs     {cluster.jobs_url}"]
     lines += [f"           {job.id}  {job.status.lower()}" for job in jobs]
     if not cluster.is_alive:
