@@ -22,7 +22,7 @@ READ = (
 )
 """Keys that say what a job reads; ``*`` is every name below."""
 WRITTEN = (
-    *("output.path", "output.store", "output.json_file", "deployment.logs", "batches.path"),
+    *("output.path", "output.store", "output.json_file", "plan.json_file", "deployment.logs", "batches.path"),
     *("engine.fault.die_once_file", "engine.fault.computed_file"),
 )
 """Keys that say where it writes."""
