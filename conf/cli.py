@@ -46,7 +46,6 @@ ACTIONS: dict[tuple[str, str], str] = {
     ("cluster", "status"): "cluster.verb:status",
     ("cluster", "down"): "cluster.verb:down",
     ("serve", "--job"): "serve.app:run_saved",
-    ("submit", "--run"): "cluster.submit.order:run",
 }
 """First words of a verb that do something else; their functions take the words that follow."""
 _WORDS = ("submit",)

@@ -56,7 +56,7 @@ def run(words: list[str]) -> int:
     from conf.cli import guarded
 
     if len(words) != 2:
-        raise UserError("--run FILE ID is for manta submit's own use")
+        raise UserError("an order is a file and the id of a submission")
     order = msgspec.json.decode(Path(words[0]).read_bytes(), type=Order)
     return guarded(order.verb, lambda: _run(order, words[1]))
 

@@ -98,7 +98,7 @@ class Parcel:
 
     def entrypoint(self, submission_id: str) -> str:
         """Returns the command that runs it there."""
-        words = [self.python, "-m", "conf.cli", "submit", "--run", ORDER, submission_id]
+        words = [self.python, "-m", "cluster.submit.begin", ORDER, submission_id]
         return f"exec {shlex.join(words)}"
 
     def marker(self, submission_id: str) -> str | None:
