@@ -85,8 +85,8 @@ def test_a_job_runs_on_three_nodes_and_nothing_is_left_of_them(home: Path, tmp_p
     assert list(home.iterdir()) == []
     assert run("cluster", "down").returncode == 0
     gone = run(*command(f"data.input={source}", f"output.path={tmp_path / 'other'}", "cluster=running")[3:])
-    assert (gone.returncode, gone.stderr.count("\n")) == (2, 1)
-    assert "cluster.name: no cluster runs on this machine" in gone.stderr
+    assert gone.returncode == 2
+    assert "cluster.name: no cluster runs on this machine" in gone.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow
