@@ -16,6 +16,7 @@ from cluster.submit.follow import follow
 from cluster.submit.parcel import Parcel, Where, make_parcel
 from conf import entry
 from conf.errors import UserError, nearest
+from conf.help import help_text
 from conf.schema.submit import SubmitJob
 
 VERBS = ("batch", "serve", "optimize", "evaluate")
@@ -36,10 +37,8 @@ def run(words: list[str]) -> int:
     Raises:
         UserError: for the user's mistake, before anything is sent.
     """
-    if not words or words[0] in ("-h", "--help"):
-        from conf.help import help_text
-
-        print(help_text("submit", "run a verb on a cluster; see below for what it takes beside the verb's own keys"))
+    if not words or "-h" in words or "--help" in words:
+        print(help_text("submit", "run a verb on a cluster; manta VERB --help lists the verb's own keys"))
         return 0 if words else 2
     verb, rest = words[0], words[1:]
     if verb not in VERBS:
