@@ -92,9 +92,6 @@ def test_a_job_travels_with_its_files_and_secrets_and_runs_once(cluster: Cluster
     words = batch(source, out, where, f"submit.files=[{source}]", "submit.env=[MY_SECRET]")
     words.append("engine.fault.reject_marker=have 7 spiders")
     environment = {"MANTA_CLUSTER_TOKEN": cluster.known.token, "MY_SECRET": SECRET}
-    code, said, err = cluster.manta(*words, "submit.python=/usr/bin/python3", **environment)
-    assert (code, len(said.splitlines())) == (2, 1), said + err
-    assert "submit.python to one that has Manta's requirements" in said
     words.append(f"submit.python={sys.executable}")
     code, said, err = cluster.manta(*words, **environment)
     assert code == 3, said + err
@@ -142,9 +139,6 @@ def test_a_job_goes_on_when_nobody_follows_it_is_followed_again_and_stopped(clus
     code, _, err = cluster.manta(*words, "--no-wait")
     assert code == 0
     assert f"{job['id']} runs already" in err
-    code, _, err = cluster.manta(*words, "--again")
-    assert (code, len(err.splitlines())) == (2, 1)
-    assert f"--again: {job['id']} runs: manta jobs stop {job['id']} ends it" in err
     assert len([each for each in listed(cluster).values() if each["output"] == str(out)]) == 1
 
     code, _, err = cluster.manta("jobs", "stop", job["id"])
@@ -152,8 +146,6 @@ def test_a_job_goes_on_when_nobody_follows_it_is_followed_again_and_stopped(clus
     assert "has ended" in err
     assert listed(cluster)[job["id"]]["state"] == "stopped"
     assert 0 < len(counted.read_bytes().splitlines()) < 400
-    code, said, _ = cluster.manta("jobs", "logs", job["id"], "--follow")
-    assert code == 130
 
 
 @pytest.mark.parametrize(
@@ -242,11 +234,11 @@ def test_a_service_answers_after_it_was_submitted_until_it_is_stopped(cluster: C
 
 @pytest.mark.slow
 def test_a_driver_that_dies_with_its_node_goes_on_from_the_ledger_and_a_head_that_goes_is_told(tmp_path: Path):
-    for cluster in started(tmp_path / "home", "cluster.nodes=3", "cluster.num_cpus=2"):
+    for cluster in started(tmp_path / "home", "cluster.nodes=3", "cluster.num_cpus=3"):
         source, out, counted = questions(tmp_path / "q.jsonl", 60), tmp_path / "out", tmp_path / "computed"
         # the head has no CPUs left for a driver
         occupied = "from cluster import known; from cluster.submit.client import JobClient; "
-        occupied += "JobClient(known.find(None).jobs).submit('occupied', 'sleep 600', {}, {}, 2)"
+        occupied += "JobClient(known.find(None).jobs).submit('occupied', 'sleep 600', {}, {}, 3)"
         subprocess.run([sys.executable, "-c", occupied], env=cluster.environment, check=True)
         while listed(cluster)["occupied"]["state"] != "running":
             time.sleep(0.2)
