@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 
 from cluster.connect import SUBMITTED
 from cluster.submit.package import SEALED
 from conf import entry
 from conf.errors import UserError
 
+AUTO = "auto"
 HOMES = ("MANTA_HOME", "MANTA_CONF", "XDG_STATE_HOME", "XDG_CONFIG_HOME")
 """Variables that say where a user's files are, on machines that share them."""
 
@@ -79,4 +81,24 @@ def _run(order: Order, submission_id: str) -> int:
                 f"{key}={path} is not there on {socket.gethostname()}, the cluster's node: name it in submit.files to"
                 " send it, or use a path that the nodes share"
             )
-    return function_of(order.verb)(typed(order.verb, order.job))
+    job = typed(order.verb, order.job)
+    if job.cluster.address == AUTO:
+        job.cluster.address = own_cluster() or AUTO
+    return function_of(order.verb)(job)
+
+
+def own_cluster() -> str | None:
+    """Returns the address of the cluster that started this process; null where that cannot be told.
+
+    Ray's 'auto', and the RAY_ADDRESS that it gives to a job, look through the machine's processes: where two clusters
+    share it, they find either.
+    """
+    for parent in psutil.Process().parents():
+        try:
+            words = parent.cmdline()
+        except psutil.Error:
+            continue
+        found = next((word for word in words if word.startswith("--gcs-address=")), None)
+        if found is not None:  # its raylet, which started the supervisor that started this
+            return found.partition("=")[2]
+    return None

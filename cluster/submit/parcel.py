@@ -15,7 +15,7 @@ import msgspec
 from cluster.known import KnownCluster, jobs_api
 from cluster.submit.attempt import derive_id, ready_line
 from cluster.submit.client import JobClient
-from cluster.submit.order import HOMES, Order, typed
+from cluster.submit.order import AUTO, HOMES, Order, typed
 from cluster.submit.package import ORDER, SEALED, check_size, digests, named_files, own_code, write_package
 from cluster.submit.seal import HOOK, seal, wanted
 from cluster.submit.travel import Placed, place, shipped
@@ -61,7 +61,7 @@ class Where:
             UserError: when its token is not in the environment.
         """
         api = jobs_api(spec)
-        return cls(token=api.token, is_local=False, address="auto", words=f" cluster.jobs_url={api.url}")
+        return cls(token=api.token, is_local=False, address=AUTO, words=f" cluster.jobs_url={api.url}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
