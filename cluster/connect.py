@@ -25,6 +25,8 @@ JOIN_TRIES, JOIN_S = 3, 2.0
 """How often a cluster that listens is joined, and the seconds between."""
 PACKAGES = ("conf", "serve", "pipelines", "cluster")
 """What workers on other machines need of us."""
+SUBMITTED = "MANTA_SUBMITTED"
+"""The environment variable with the id of the submission that this process runs for; see `cluster.submit`."""
 LOGS = ("worker-", "ray-data", "raylet", "gcs_server", "python-core-driver", "controller_", "proxy_", "replica_")
 """Beginnings of the names of logs that are kept."""
 DEFAULTS = {
@@ -163,7 +165,8 @@ def _join(address: str) -> object:
                 address=address,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                runtime_env={"py_modules": [str(root / name) for name in PACKAGES]},
+                # a job that was submitted came with this code, for its workers too
+                runtime_env={} if SUBMITTED in os.environ else {"py_modules": [str(root / name) for name in PACKAGES]},
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             # what listens may not be a whole cluster yet: its nodes come one after the other

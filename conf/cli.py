@@ -30,6 +30,11 @@ VERBS: dict[str, tuple[str, str]] = {
     "redrive": ("pipelines.batch.redrive:run", "ask the failed rows of a job again and merge their answers"),
     "cluster": ("cluster.verb:run", "Ray clusters of several nodes: up, status, down here; render for real ones"),
     "keys": ("serve.key_verb:run", "make, list and revoke the API keys of manta serve"),
+    "submit": (
+        "cluster.submit.verb:run",
+        "run a verb on a Ray cluster, once, and follow it",
+    ),
+    "jobs": ("cluster.jobs:run", "list, show, follow and stop what was submitted to a cluster"),
     "doctor": ("cluster.doctor:run", "check this machine: versions, devices, memory, and what mends them"),
     "completion": ("conf.completion:run", 'print the shell\'s completion script: eval "$(manta completion bash)"'),
 }
@@ -45,6 +50,8 @@ ACTIONS: dict[tuple[str, str], str] = {
     ("cluster", "dashboards"): "cluster.monitoring.verb:run",
 }
 """First words of a verb that do something else; their functions take the words that follow."""
+_WORDS = ("submit",)
+"""Verbs with keys of their own that take further words too."""
 _JSON_KEYS = {"plan": "plan", "simulate": "simulate", "evaluate": "output"}
 """Where verbs that know --json have their json_file."""
 
@@ -64,8 +71,13 @@ def main(argv: list[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"manta: no verb '{verb}'{nearest(verb, VERBS)} (there are {', '.join(VERBS)})", file=sys.stderr)
         return 2
+    return guarded(verb, lambda: _run(verb, rest))
+
+
+def guarded(verb: str, run: Callable[[], int]) -> int:
+    """Returns the exit code of a verb, and says what ended it."""
     try:
-        return _run(verb, rest)
+        return run()
     except UserError as error:
         print(f"manta {verb}: {error}", file=sys.stderr)
         return 2
@@ -80,13 +92,18 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
+def function_of(verb: str) -> Callable[..., int]:
+    """Returns what runs a verb's job."""
+    return _load(VERBS[verb][0])
+
+
 def _run(verb: str, words: list[str]) -> int:
     from conf import entry
     from conf.help import help_text
 
     if words and (verb, words[0]) in ACTIONS:
         return _load(ACTIONS[verb, words[0]])(words[1:])
-    if verb not in entry.SCHEMAS:
+    if verb not in entry.SCHEMAS or verb in _WORDS:
         return _load(VERBS[verb][0])(words)
     if "-h" in words or "--help" in words:
         print(help_text(verb, VERBS[verb][1]))

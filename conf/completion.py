@@ -27,6 +27,8 @@ WORDS: dict[str, tuple[str, ...]] = {
     "keys": ("add", "list", "revoke"),
     "serve": ("status", "stop"),
     "cluster": ("up", "status", "down", "render", "dashboards"),
+    "submit": ("batch", "serve", "optimize", "evaluate"),
+    "jobs": ("list", "show", "logs", "stop"),
 }
 """First words of verbs that are no keys."""
 
@@ -70,10 +72,22 @@ def candidates(line: str) -> list[str]:
     word, before = rest.rpartition(" ")[2], rest.split()[:-1] if not rest.endswith(" ") else rest.split()
     if before and before[-1] in ("--cfg", "-c"):
         return [value for value in ("job",) if value.startswith(word)]
+    if verb == "submit" and before:
+        return _submitted(before[0], word)
     if word.startswith("-"):
         return [flag for flag in ("--help", "--cfg", "--package", "--resolve") if flag.startswith(word)]
     actions = {name + " " for name in WORDS.get(verb, ()) if not before and name.startswith(word)}
     return sorted(actions | set(_words(verb, word)))
+
+
+def _submitted(verb: str, word: str) -> list[str]:
+    """Words after manta submit VERB: the verb's own, and those of submit."""
+    from conf import entry
+
+    if word.startswith("-"):
+        return [flag for flag in ("--no-wait", "--again") if flag.startswith(word)]
+    own = (each for each in _words("submit", word) if each.startswith("submit."))
+    return sorted({*own, *(_words(verb, word) if verb in entry.SCHEMAS else ())})
 
 
 def _words(verb: str, word: str) -> Iterator[str]:

@@ -24,6 +24,7 @@ from conf.schema.fleet import RenderJob
 from conf.schema.optimize import OptimizeJob
 from conf.schema.serve import ServeJob
 from conf.schema.simulate import SimulateJob
+from conf.schema.submit import SubmitJob
 
 ROOT = Path(__file__).resolve().parent.parent
 """The folder that holds conf/ and demo/."""
@@ -36,6 +37,7 @@ SCHEMAS: dict[str, type] = {
     "optimize": OptimizeJob,
     "evaluate": EvaluateJob,
     "render": RenderJob,
+    "submit": SubmitJob,
     "cluster": ClusterJob,
 }
 """The primary configurations, each the root of a verb."""

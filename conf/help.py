@@ -71,6 +71,17 @@ The card, card.md and card.json, lies beside the model; manta compare A B C puts
 
 cluster stands for fleet, as the group and the keys are called below. Files go to --out, or out/render/NAME-PROVIDER;
 nothing is started. docs/real_clusters.md says what each file is for.""",
+    "submit": """  manta submit batch model=demo data=tickets
+  manta submit batch model.path=/shared/MODEL data.input=s3://BUCKET/in/ data.prompt_file=ask.jinja \\
+      submit.files=[ask.jinja] output.path=s3://BUCKET/out cluster.jobs_url=http://HEAD:8265
+  manta submit serve model=demo
+  manta submit batch ... --no-wait
+  manta jobs list
+  manta jobs logs ID --follow
+  manta jobs stop ID
+
+It takes what the verb takes. The same command again follows the job that runs, and tells of the one that is done;
+--again runs it once more. Ctrl-C stops following, and the job goes on.""",
 }
 
 

@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
-from cluster.connect import connect, keep_logs
+from cluster.connect import SUBMITTED, connect, keep_logs
 from cluster.process import this_process
+from cluster.submit.attempt import ready_line
 from cluster.terminal import divert_output, interruptible, scratch_folder
 from conf.errors import UserError
 from conf.schema.serve import ProxyForm, ServeJob
@@ -176,7 +177,9 @@ def _greeting(plan: ServicePlan, seconds: float) -> str:
         f"  logs    {plan.logs}",
         f"  try     curl {plan.url}/{path} {key}-H 'Content-Type: application/json' -d '{body}'",
     ]
-    if plan.job.deployment.detach:
+    if (submission := os.environ.get(SUBMITTED)) is not None:
+        lines += [f"  look    manta jobs logs {submission}", f"  stop    {ready_line(submission)}"]
+    elif plan.job.deployment.detach:
         lines += [f"  look    manta serve status {name}", f"  stop    manta serve stop {name} (drains first)"]
     else:
         lines.append("Ctrl-C drains and stops.")

@@ -37,11 +37,11 @@ class Claims:
 
     def __init__(self, folder: str | None = None) -> None:
         """``folder`` is where the database is made; null is the machine's temporary folder."""
-        self._folder = tempfile.mkdtemp(prefix="manta-claims-", dir=folder)
+        made = tempfile.mkdtemp(prefix="manta-claims-", dir=folder)
         # scratch: it need not survive a crash, so nothing is synced
-        self._database = lmdb.open(
-            self._folder, map_size=MAP_BYTES, sync=False, metasync=False, lock=False, readahead=False
-        )
+        self._database = lmdb.open(made, map_size=MAP_BYTES, sync=False, metasync=False, lock=False, readahead=False)
+        # open, it needs no name; so nothing is left, however its process ends: on a cluster that stays, it is killed
+        shutil.rmtree(made)
         self._pending: dict[bytes, str] = {}
         self._heard: dict[str, float] = {}
 
@@ -99,9 +99,8 @@ class Claims:
         return count
 
     def close(self) -> None:
-        """Deletes the database."""
+        """Ends the database."""
         self._database.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _replica(holder: str) -> str:
