@@ -228,6 +228,7 @@ def _service_environment(fleet: FleetSpec) -> list[dict[str, Any]]:
     assert isinstance(job, ServeJob)
     variables = {
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+        "RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0",
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.middleware.proxy:layers",
         "MANTA_REQUEST_TIMEOUT_S": str(job.deployment.request_timeout_s),

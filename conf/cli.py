@@ -103,6 +103,9 @@ def _run(verb: str, words: list[str]) -> int:
 
     if words and (verb, words[0]) in ACTIONS:
         return _load(ACTIONS[verb, words[0]])(words[1:])
+    actions = [action for of, action in ACTIONS if of == verb and action.isalpha()]
+    if words and actions and words[0].isalpha():
+        raise UserError(f"no '{words[0]}'{nearest(words[0], actions)} (there are {', '.join(actions)})")
     if verb not in entry.SCHEMAS or verb in _WORDS:
         return _load(VERBS[verb][0])(words)
     if "-h" in words or "--help" in words:

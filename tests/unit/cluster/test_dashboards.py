@@ -146,10 +146,3 @@ def test_mistakes_are_told(tmp_path: Path):
     with pytest.raises(UserError, match=r"cannot be written: Not a directory"):
         verb.run(["--out", str(tmp_path / "file")])
     assert verb.run(["--nope"]) == 2
-
-
-def test_the_verb_says_what_it_knows(capsys: pytest.CaptureFixture[str]):
-    assert main(["cluster"]) == 2
-    assert "manta cluster: say what to do: dashboards" in capsys.readouterr().err
-    assert main(["cluster", "fly"]) == 2
-    assert "got 'fly'" in capsys.readouterr().err
