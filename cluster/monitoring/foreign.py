@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 NEEDS_ENGINE = "vLLM's own: a replica without vLLM has none"
-NEEDS_DASHBOARD = "Ray tells of nodes only where its dashboard runs, which a job's own cluster goes without"
-NEEDS_GPU = f"{NEEDS_DASHBOARD}; and of GPUs only where there are any"
+NEEDS_AGENT = "Ray tells of nodes once its agent has come up, which takes up to tens of seconds"
+NEEDS_GPU = f"{NEEDS_AGENT}; and of GPUs only where there are any"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +44,7 @@ KV_USED = _vllm("kv_cache_usage_perc")
 PREFIX_HITS = _vllm("prefix_cache_hits", "_total")
 PREFIX_QUERIES = _vllm("prefix_cache_queries", "_total")
 PREEMPTIONS = _vllm("num_preemptions", "_total")
-NODE_CPU = _node("cpu_utilization", NEEDS_DASHBOARD)
+NODE_CPU = _node("cpu_utilization", NEEDS_AGENT)
 NODE_GPU = _node("gpus_utilization", NEEDS_GPU)
 NODE_GRAM = _node("gram_used", NEEDS_GPU)
 

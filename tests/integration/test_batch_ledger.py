@@ -135,6 +135,7 @@ def test_equal_requests_run_once(tmp_path: Path) -> None:
     assert all(len(row["outputs"]) == 2 for row in read_answers(tmp_path / "drawn"))
 
 
+@pytest.mark.slow  # the next test and those of tests/integration/test_cluster_nodes.py are shorter
 def test_a_node_is_lost_in_the_midst_of_a_job(tmp_path: Path) -> None:
     source, out, side = questions(tmp_path / "in.jsonl", 400), tmp_path / "out", tmp_path / "computed"
     from ray.cluster_utils import Cluster

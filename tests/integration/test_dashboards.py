@@ -38,7 +38,9 @@ JOB = (
     *("cluster.price_per_hour=2.5", "engine.fault.reject_marker=have 7"),
 )
 ROWS = 4000
-NOT_HERE = {"vLLM's own", "Ray tells of nodes", "only an engine with a prefix cache", "only a job whose engines died"}
+MAY_COME = "Ray tells of nodes once"
+"""Of a node's CPUs there is data on a quiet machine, on a busy one the run is over before."""
+NOT_HERE = {"vLLM's own", MAY_COME, "only an engine with a prefix cache", "only a job whose engines died"}
 """Beginnings of the reasons that hold in this run: engines that compute nothing, on clusters without a dashboard."""
 
 
@@ -125,7 +127,9 @@ class Askers:
 
 def write_config(folder: Path, port: int) -> Path:
     """What the verb writes, with a shorter interval and a key."""
-    made = run("cluster", "dashboards", "--out", str(folder / "made"), "--service", f"127.0.0.1:{port}")
+    # not the machine's own list: another Ray with a dashboard may be in it
+    words = ("--out", str(folder / "made"), "--service", f"127.0.0.1:{port}", "--ray-file", str(folder / "none.json"))
+    made = run("cluster", "dashboards", *words)
     assert made.returncode == 0, made.stderr
     config = Path(made.stdout.split()[0])
     settings = yaml.safe_load(config.read_text())
@@ -164,5 +168,6 @@ def test_each_panel_has_data_of_a_job_and_a_service(tmp_path: Path, monkeypatch:
         assert job.wait(60) == 130
         written = server.query(f"max_over_time(sum({BATCH_ROWS.series})[5m:1s])")
         assert 0 < written[0][1] <= sum(record(out)[name] for name in ("answers", "failed"))
-        present = {query for query in queries if is_missing(query) and server.query(asked_now(query.expr))}
+        never = {query for query in queries if is_missing(query) and not query.needs.startswith(MAY_COME)}
+        present = {query for query in never if server.query(asked_now(query.expr))}
         assert not present, f"a run does have {present}"

@@ -41,6 +41,8 @@ class Cluster:
             stderr=subprocess.PIPE,
             text=True,
             env={**self.environment, **environment},
+            # a shell that starts tests in the background lets them, and all below them, ignore it
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
         )
 
     def manta(self, *words: str, **environment: str) -> tuple[int, str, str]:
