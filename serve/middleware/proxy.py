@@ -245,12 +245,19 @@ class _Answer:
             # an answer of the service itself is never plain text where it is an error
             if message["status"] >= 400 and media_type(headers) in ("text/plain", ""):
                 self._is_replaced = True
-                status = 503 if self.is_ready and message["status"] == 408 else message["status"]
-                await refuse_with(self._send, _refused(status, message["headers"]))
+                await refuse_with(self._send, _said_by_ray(message["status"], message["headers"], self.is_ready))
         elif self._is_replaced:
             return
         if not self._is_replaced:
             await self._send(message)
+
+
+def _said_by_ray(status: int, headers: list[tuple[bytes, bytes]], is_ready: bool) -> Refused:
+    """Puts what Ray Serve says of a request into words of ours."""
+    if status == 404:  # it knows no application: a service that is there has all paths
+        kept = _refused(503, headers).headers
+        return Refused(503, "The service is not ready, or has ended.", "service_unavailable", "unavailable", kept)
+    return _refused(503 if is_ready and status == 408 else status, headers)
 
 
 def _refused(status: int, headers: list[tuple[bytes, bytes]]) -> Refused:

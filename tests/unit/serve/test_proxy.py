@@ -45,7 +45,7 @@ async def ask(app: ASGIApp, path: str = "/v1/models", **headers: str) -> httpx.R
 @pytest.mark.parametrize(
     "status, said, code",
     [
-        (404, 404, "not_found"),
+        (404, 503, "unavailable"),
         (408, 504, "deadline_exceeded"),
         (429, 429, "overloaded"),
         (500, 500, "internal_error"),
