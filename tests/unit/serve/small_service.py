@@ -58,6 +58,12 @@ async def chat(request: Request) -> Response:
     return JSONResponse(plain | ({"usage": {"total_tokens": usage}} if usage else {}), headers=got)
 
 
+async def missing(request: Request, error: Exception) -> Response:
+    """What `Listing` says of a model that there is none of."""
+    said = {"message": "There is no such model.", "type": "not_found_error", "param": None, "code": "model_not_found"}
+    return JSONResponse({"error": said}, 404)
+
+
 async def good(request: Request) -> Response:
     return PlainTextResponse("good")
 
@@ -80,7 +86,8 @@ def make_stack(spec: AccessSpec, keys: KeyRing, clock: Callable[[], float], time
 def _app() -> ASGIApp:
     routes = [Route(path, good) for path in ("/health", "/ready", "/metrics", "/v1/models")]
     routes += [Route(path, chat, methods=["POST"]) for path in (CHAT, "/v1/completions", "/v1/embeddings")]
-    return Starlette(routes=routes)  # type: ignore[return-value]
+    # an error of the service is JSON: plain text is what Ray Serve says
+    return Starlette(routes=routes, exception_handlers={404: missing})  # type: ignore[return-value]
 
 
 def make_secret(
