@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from cluster.own_file import read_own, write_own
+from cluster.own_file import read_own, state_folder, write_own
 from cluster.process import Process
 from conf.errors import UserError, nearest
 from conf.schema.cluster import ClusterSpec, check_cluster_name
@@ -78,9 +78,7 @@ def clusters_folder(environ: Mapping[str, str]) -> Path:
     """Returns where clusters are known: ``$MANTA_CLUSTERS``, else below ``$MANTA_HOME`` or the user's state folder."""
     if own := environ.get("MANTA_CLUSTERS"):
         return Path(own).expanduser().absolute()
-    if home := environ.get("MANTA_HOME"):
-        return Path(home).expanduser().absolute() / "clusters"
-    return Path(environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser().absolute() / "manta" / "clusters"
+    return state_folder(environ) / "clusters"
 
 
 def write(cluster: KnownCluster) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +13,13 @@ from conf.errors import UserError
 
 MAX_BYTES = 1 << 20
 """A longer file is not read."""
+
+
+def state_folder(environ: Mapping[str, str]) -> Path:
+    """Returns where what outlives a command is kept: ``$MANTA_HOME``, else Manta's in the user's folder for state."""
+    if home := environ.get("MANTA_HOME"):
+        return Path(home).expanduser().absolute()
+    return Path(environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser().absolute() / "manta"
 
 
 def read_own(path: Path) -> bytes | None:

@@ -11,15 +11,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from cluster.own_file import state_folder
+
 JOB = "ray"
 """What Prometheus calls them; Ray's own file says the same."""
 
 
 def targets_folder(environ: Mapping[str, str]) -> Path:
     """Returns where the files are: under ``$MANTA_HOME``, else the user's folder for state."""
-    if home := environ.get("MANTA_HOME"):
-        return Path(home).expanduser().absolute() / "metrics"
-    return Path(environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser().absolute() / "manta" / "metrics"
+    return state_folder(environ) / "metrics"
 
 
 @contextmanager

@@ -13,11 +13,11 @@ from cluster.dashboard import JobNow, NoAnswer, NodeNow
 from cluster.ending import end, processes_of
 from cluster.known import KnownCluster
 from conf import entry
+from conf.cli import actions_of
 from conf.errors import UserError, nearest
 from conf.help import help_text
 from conf.schema.cluster import ClusterJob, ClusterSpec
 
-ACTIONS = ("up", "status", "down", "render", "dashboards")
 NAME = "local"
 """What a cluster is called that is given no name."""
 
@@ -28,7 +28,7 @@ def run(job: ClusterJob) -> int:
     Raises:
         UserError: always.
     """
-    raise UserError(f"say what to do: manta cluster {'|'.join(ACTIONS)}")
+    raise UserError(f"say what to do: manta cluster {'|'.join(actions_of('cluster'))}")
 
 
 def up(words: list[str]) -> int:

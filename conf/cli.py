@@ -92,6 +92,11 @@ def guarded(verb: str, run: Callable[[], int]) -> int:
         return 1
 
 
+def actions_of(verb: str) -> tuple[str, ...]:
+    """Returns the first words of a verb that do something else, without those that only Manta says."""
+    return tuple(action for of, action in ACTIONS if of == verb and action.isalpha())
+
+
 def function_of(verb: str) -> Callable[..., int]:
     """Returns what runs a verb's job."""
     return _load(VERBS[verb][0])
@@ -103,7 +108,7 @@ def _run(verb: str, words: list[str]) -> int:
 
     if words and (verb, words[0]) in ACTIONS:
         return _load(ACTIONS[verb, words[0]])(words[1:])
-    actions = [action for of, action in ACTIONS if of == verb and action.isalpha()]
+    actions = actions_of(verb)
     if words and actions and words[0].isalpha():
         raise UserError(f"no '{words[0]}'{nearest(words[0], actions)} (there are {', '.join(actions)})")
     if verb not in entry.SCHEMAS or verb in _WORDS:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from glob import escape, glob
 from pathlib import Path
 
+from conf.cli import actions_of
 from conf.errors import UserError
 from conf.keys import keys_of
 
@@ -25,8 +26,8 @@ complete -o nospace -o default -F _manta_complete manta
 
 WORDS: dict[str, tuple[str, ...]] = {
     "keys": ("add", "list", "revoke"),
-    "serve": ("status", "stop"),
-    "cluster": ("up", "status", "down", "render", "dashboards"),
+    "serve": actions_of("serve"),
+    "cluster": actions_of("cluster"),
     "submit": ("batch", "serve", "optimize", "evaluate"),
     "jobs": ("list", "show", "logs", "stop"),
 }

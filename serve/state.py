@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from cluster.own_file import read_own, write_own
+from cluster.own_file import read_own, state_folder, write_own
 from cluster.process import Process
 from conf.errors import UserError
 from conf.schema.serve import ServeJob, check_name
@@ -99,9 +99,7 @@ class Post:
 
 def services_folder(environ: Mapping[str, str]) -> Path:
     """Returns where states are: under ``$MANTA_HOME``, else the user's folder for state."""
-    if home := environ.get("MANTA_HOME"):
-        return Path(home).expanduser().absolute() / "services"
-    return Path(environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser().absolute() / "manta" / "services"
+    return state_folder(environ) / "services"
 
 
 def state_names(folder: Path) -> list[str]:
