@@ -13,6 +13,7 @@ from conf.schema.task import Task
 from serve.engine.adapters import highest_rank
 from serve.engine.dtype import served_dtype
 from serve.engine.placement import cpu_threads
+from serve.engine.vllm.graphs import with_graphs
 
 DEFAULT_KV_CACHE_BYTES = 1 << 30
 SHARED_FRACTION = 0.9
@@ -62,7 +63,8 @@ def engine_arguments(model: ModelSpec, spec: EngineSpec, device: Device, task: T
         if spec.engines_per_device > 1:
             # vLLM refuses to start where less than this is free, whatever its cache is told to take
             arguments["gpu_memory_utilization"] = SHARED_FRACTION / spec.engines_per_device
-    return {**arguments, **spec.vllm}
+    arguments |= spec.vllm
+    return arguments if device is Device.cpu else with_graphs(arguments)
 
 
 def _adapter_arguments(model: ModelSpec, device: Device) -> dict[str, Any]:
