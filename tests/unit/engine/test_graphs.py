@@ -10,8 +10,9 @@ import pytest
 from conf.schema.engine import Device, EngineSpec
 from conf.schema.model import ModelSpec
 from conf.schema.task import Task
+from serve.engine.vllm import graphs
 from serve.engine.vllm.arguments import engine_arguments
-from serve.engine.vllm.graphs import SIZES, with_graphs
+from serve.engine.vllm.graphs import SIZES, UNCOUNTED_FRACTION, with_graphs
 
 MODEL = ModelSpec(path="/m")
 
@@ -57,3 +58,21 @@ def test_what_else_the_user_says_of_compiling_stays() -> None:
 def test_adapters_keep_vllms_own_sizes() -> None:
     arguments = {"runner": "generate", "enable_lora": True}
     assert with_graphs(arguments) == arguments
+
+
+@pytest.mark.parametrize(
+    "installed, said, fraction",
+    [
+        ("0.26.0", {}, UNCOUNTED_FRACTION),
+        ("0.26.0", {"gpu_memory_utilization": 0.5}, 0.5),
+        ("0.26.0", {"kv_cache_memory_bytes": 1 << 30}, None),
+        ("0.32.0", {}, None),
+        ("1.0", {}, None),
+    ],
+)
+def test_graphs_that_vllm_does_not_count_get_room(
+    installed: str, said: dict[str, Any], fraction: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "version", lambda _: installed)
+    arguments = engine_arguments(MODEL, EngineSpec(vllm=said), Device.cuda)
+    assert arguments.get("gpu_memory_utilization") == fraction
