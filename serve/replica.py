@@ -21,6 +21,7 @@ from serve.engine.speed import Speed
 from serve.engine.vllm.api import VllmApi, start_api
 from serve.middleware.answer import ASGIApp
 from serve.middleware.dispatch import unprefixed
+from serve.middleware.leaving import Leaving
 from serve.middleware.listing import Listing
 from serve.middleware.load import Load
 from serve.middleware.lost import Lost
@@ -32,6 +33,7 @@ from serve.middleware.scrape import Scrape
 from serve.middleware.stack import Layer, wrapped
 from serve.middleware.tally import Tally
 from serve.openai.api import EdgeApi, start_edge_api
+from serve.router.proxy import watch_own
 from serve.rpc.call import Calls
 from serve.size import read_size
 from serve.telemetry import Named, app_name, engine_families, gather, replica_name, request_log_path
@@ -88,7 +90,9 @@ class Replica(Calls):
         log = RequestLog(request_log_path()) if job.deployment.log_requests else None
         self._lost = Lost(app, lambda: api.is_dead, lambda: os._exit(1))
         routes = Routes(self._lost, self._is_ready, job.batches.path is not None)
-        self.rpc_app = Observe(routes, self._tally, log)
+        leaving = Leaving(routes, job.deployment.drain_s)
+        self._watch = watch_own(leaving.set_leaving)
+        self.rpc_app = Observe(leaving, self._tally, log)
         return self.rpc_app if app_name() == job.deployment.name else unprefixed(self.rpc_app)
 
     async def _start(self) -> Api:

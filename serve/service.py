@@ -22,6 +22,9 @@ POLL_S = 0.25
 RETRY_AFTER_S = 1.0
 """What a request is told that finds the queue full."""
 HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 2.0, 30.0
+CLOSE_S = 3.0
+"""Seconds after `deployment.drain_s` for a replica to end what it still answers (`serve/middleware/leaving.py`); then
+Ray Serve kills it."""
 LEAVE_S = 15.0
 """Seconds that Ray Serve may take to end replicas beyond `deployment.drain_s`."""
 REPLICA = "replica"
@@ -61,7 +64,7 @@ def build_replicas(plan: ServicePlan, surge_percent: int, kind: type = Replica) 
         max_ongoing_requests=plan.max_ongoing_requests,
         max_queued_requests=spec.max_queued_requests,
         backpressure_config={"status_code": 503, "retry_after_s": RETRY_AFTER_S},
-        graceful_shutdown_timeout_s=spec.drain_s,
+        graceful_shutdown_timeout_s=spec.drain_s + CLOSE_S,
         graceful_shutdown_wait_loop_s=0.2,
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,

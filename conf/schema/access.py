@@ -18,8 +18,8 @@ class AccessSpec:
     open: bool = False
     """Let in everybody, key or none. Only where deployment.host is a loopback address."""
     requests_per_min: int | None = None
-    """Requests that a key may send in a minute, where it has no limit of its own; null is without limit. Limits are
-    counted in each replica."""
+    """Requests that a key may send in a minute, where it has no limit of its own; null is without limit. What
+    other replicas have let in counts too, as of a quarter of a second ago."""
     tokens_per_min: int | None = None
     """Tokens in and out that a key may use in a minute, where it has no limit of its own; null is without limit."""
     max_concurrent: int | None = None

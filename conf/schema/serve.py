@@ -80,7 +80,8 @@ class DeploymentSpec:
     """A request that takes longer is ended with 504, or an error event in its stream, and its engine freed. With the
     header X-Request-Timeout it gives itself less."""
     drain_s: float = 60.0
-    """Seconds that requests in flight may take to end when the service stops or a replica leaves."""
+    """Seconds that requests in flight may take to end when the service stops or a replica leaves. What takes longer is
+    asked of another replica where its answer has not begun, and a stream is ended with an error event."""
     logs: str | None = None
     """The folder for logs; null is out/serve-NAME under the current folder."""
     log_requests: bool = True

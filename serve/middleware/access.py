@@ -13,6 +13,7 @@ from serve.middleware.answer import ASGIApp, Message, Receive, Refused, Scope, S
 from serve.middleware.body import CLOSE, FORM, JSON, Gone, admit, read_body, replay, too_large
 from serve.middleware.header import media_type, read_headers, with_length
 from serve.middleware.limiter import Account, Ticket, Wait
+from serve.middleware.others import Others
 from serve.middleware.usage import Usage
 
 _PUBLIC = ("/health", "/ready")
@@ -27,7 +28,7 @@ class Access:
     (the parsed JSON, where it is JSON) and ``reserve`` (sets tokens aside; for `Measure`, which does the rest for other
     formats and leaves ``usage`` and ``status``).
 
-    What is counted is counted in this process.
+    What is counted is counted in this process, and what other replicas have told is added.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Access:
         media_types: Collection[str] = (),
         clock: Callable[[], float] = time.monotonic,
         uploads: Mapping[str, int] | None = None,
+        others: Others | None = None,
     ) -> None:
         """Wraps ``app``.
 
@@ -50,6 +52,7 @@ class Access:
             clock: seconds; never goes back.
             uploads: paths to which forms are sent, and the most bytes of each: what stands inside reads them as they
                 come, and bounds how long that takes.
+            others: what a key uses in other replicas; null where there are none.
         """
         self.app, self._spec, self._keys, self._clock = app, spec, keys, clock
         self._media_types = {JSON, *media_types}
@@ -60,6 +63,7 @@ class Access:
             max_concurrent=spec.max_concurrent,
         )
         self._accounts: dict[str, Account] = {}
+        self._others = others
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
@@ -113,6 +117,8 @@ class Access:
     def _enter(self, key: Key) -> Ticket:
         account = self._accounts.setdefault(key.id, Account())
         limits, now = key.limits.over(self._defaults), self._clock()
+        if self._others is not None and limits != Limits():
+            self._others.follow(self._accounts)
         entered = account.enter(limits, now)
         if isinstance(entered, Wait):
             raise _too_many(entered, account.headers(limits, now))

@@ -8,17 +8,21 @@ import re
 
 from serve.middleware.answer import ASGIApp, Message, Receive, Refused, Scope, Send, error_event, refuse_with
 from serve.middleware.header import Headers, media_type
+from serve.middleware.leaving import OVER
 
 TIMEOUT = b"x-request-timeout"
 GRACE_S = 2.0
 """Seconds that what is inside may take to end by itself, once its client seems gone, before it is cancelled."""
 _SECONDS = re.compile(rb"[0-9]{1,9}(\.[0-9]{1,9})?")
 _MESSAGE = "The answer was not complete within {:g} s."
+_LEFT = "The service had to stop before the answer was complete."
 _GONE: Message = {"type": "http.disconnect"}
 
 
 class Deadline:
     """Ends what takes too long: with 504 before the answer's first byte, with an error event in a stream.
+
+    Where the replica leaves and may take no longer (`Leaving`) it is a 503, for which another replica is asked.
 
     What is inside then learns that its client is gone, and so it does when this call is cancelled, as Ray Serve does
     when a client leaves: vLLM's handlers hear a disconnect, but go on computing when they are cancelled.
@@ -45,16 +49,24 @@ class Deadline:
             return
         line = _Line(receive, send)
         task = asyncio.create_task(self.app(scope, line.receive, line.send))  # type: ignore[arg-type]
+        manta = scope.get("manta", {})
+        over: asyncio.Future[None] | None = manta.get(OVER)
         try:
-            await asyncio.wait((task,), timeout=timeout_s)
+            waited = (task,) if over is None else (task, over)
+            await asyncio.wait(waited, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 task.result()
                 return
             # what is sent from here on is not for the client
             line.hang_up()
-            if "manta" in scope:
-                scope["manta"]["cause"] = "deadline_exceeded"
-            await line.end(timeout_s)
+            if over is not None and over.done():
+                refused = Refused(503, _LEFT, "service_unavailable", "replica_leaving", [("retry-after", "1")])
+            else:
+                # a client that tried again by itself would wait as long as it had no time for
+                again, said = [("x-should-retry", "false")], _MESSAGE.format(timeout_s)
+                refused = Refused(504, said, "timeout_error", "deadline_exceeded", again)
+            manta["cause"] = refused.code
+            await line.end(refused)
         finally:
             line.hang_up()
             await _ended(task)
@@ -128,15 +140,12 @@ class _Line:
                 self._is_within = not body.endswith(b"\n\n")
         await self._send(message)
 
-    async def end(self, timeout_s: float) -> None:
+    async def end(self, refused: Refused) -> None:
         """Ends the answer in the app's place."""
-        message = _MESSAGE.format(timeout_s)
         if not self._is_begun:
-            # a client that tried again by itself would wait as long as it had no time for
-            headers = [("x-should-retry", "false")]
-            await refuse_with(self._send, Refused(504, message, "timeout_error", "deadline_exceeded", headers))
+            await refuse_with(self._send, refused)
         elif self._is_stream and not self._is_ended:
-            event = error_event(message, "timeout_error", "deadline_exceeded")
+            event = error_event(refused.message, refused.kind, refused.code or "")
             await self._send({"type": "http.response.body", "body": b"\n\n" * self._is_within + event})
         elif not self._is_ended:
-            raise TimeoutError(message)  # a body without its end: the connection is closed
+            raise TimeoutError(refused.message)  # a body without its end: the connection is closed

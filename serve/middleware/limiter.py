@@ -34,9 +34,13 @@ class Window:
     seconds: dict[int, int] = field(default_factory=dict)
     """Amount by second, oldest first."""
     total: int = 0
+    elsewhere: int = 0
+    """What other replicas have told of their last minute."""
+    elsewhere_s: int = 1
+    """Seconds until some of that counts no more."""
 
     def spent(self, now: float) -> int:
-        """Returns what counts at ``now``, in seconds of a clock that never goes back."""
+        """Returns what was spent here and counts at ``now``, in seconds of a clock that never goes back."""
         oldest = math.floor(now) - WINDOW_S
         while self.seconds and (first := next(iter(self.seconds))) < oldest:
             self.total -= self.seconds.pop(first)
@@ -57,30 +61,37 @@ class Window:
             self.total -= amount
 
     def wait_s(self, amount: int, limit: int, now: float) -> int | None:
-        """Returns in how many whole seconds ``amount`` more fits: 0 is now, null never."""
+        """Returns in how many whole seconds ``amount`` more fits, as far as is known: 0 is now, null never."""
         if amount > limit:
             return None
-        excess = self.spent(now) + amount - limit
+        excess = self.spent(now) + self.elsewhere + amount - limit
         if excess <= 0:
             return 0
+        soonest = self.elsewhere_s if self.elsewhere else WINDOW_S + 1
         for second, spent in self.seconds.items():
             excess -= spent
             if excess <= 0:
-                return max(1, math.ceil(second + WINDOW_S + 1 - now))
-        raise AssertionError("the seconds hold the total")
+                return max(1, min(soonest, math.ceil(second + WINDOW_S + 1 - now)))
+        return max(1, soonest)
+
+    def next_s(self, now: float) -> int:
+        """Returns in how many seconds some of what was spent here counts no more; a minute where nothing was."""
+        self.spent(now)
+        return max(1, math.ceil(next(iter(self.seconds), now) + WINDOW_S + 1 - now))
 
 
 @dataclass(kw_only=True, slots=True)
 class Account:
-    """What one key uses, in this process."""
+    """What one key uses: counted here, and what other replicas have told."""
 
     requests: Window = field(default_factory=Window)
     tokens: Window = field(default_factory=Window)
     num_open: int = 0
+    open_elsewhere: int = 0
 
     def enter(self, limits: Limits, now: float) -> Ticket | Wait:
         """Begins a request, or says why not; one that is refused costs nothing."""
-        if limits.max_concurrent is not None and self.num_open >= limits.max_concurrent:
+        if limits.max_concurrent is not None and self.num_open + self.open_elsewhere >= limits.max_concurrent:
             return Wait(reason=f"limit of {limits.max_concurrent} requests at once reached", seconds=1)
         if limits.requests_per_min is not None and (wait := self.requests.wait_s(1, limits.requests_per_min, now)):
             return Wait(reason=f"rate limit of {limits.requests_per_min} requests/min reached", seconds=wait)
@@ -134,9 +145,10 @@ class Ticket:
 def _headers(name: str, limit: int | None, window: Window, now: float) -> list[tuple[str, str]]:
     if limit is None:
         return []
-    left = max(0, limit - window.spent(now))
+    left = max(0, limit - window.spent(now) - window.elsewhere)
     last = next(reversed(window.seconds), None)
     reset = 0 if last is None else math.ceil(last + WINDOW_S + 1 - now)
+    reset = max(reset, window.elsewhere_s if window.elsewhere else 0)
     return [
         (f"x-ratelimit-limit-{name}", str(limit)),
         (f"x-ratelimit-remaining-{name}", str(left)),

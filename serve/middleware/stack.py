@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import import_module
@@ -11,6 +12,7 @@ from typing import Any
 from conf.schema.access import AccessSpec
 from conf.schema.batches import BatchesSpec
 from conf.schema.serve import ServeJob
+from serve.board import StoreBoard
 from serve.cache.key import answer_fingerprint
 from serve.keyring import KeyRing, environment_keys, own_keys
 from serve.keys import Key, keys_path
@@ -19,6 +21,7 @@ from serve.middleware.answer import ASGIApp
 from serve.middleware.body import FORM_BYTES
 from serve.middleware.measure import Measure
 from serve.middleware.negotiation import Negotiation
+from serve.middleware.others import Others
 from serve.middleware.routes import FILES
 from serve.wire.formats import MEDIA_TYPES
 
@@ -44,11 +47,12 @@ def middleware_of(job: ServeJob, engine_version: str) -> list[Layer]:
         KeyRing(keys_path(job.access.keys_file, os.environ), keys).check()
     keys += own_keys(os.environ, datetime.now(UTC))
     fingerprint = answer_fingerprint(job.model, job.engine, engine_version, job.deployment.vllm)
+    outer = {"spec": job.access, "keys": keys, "batches": job.batches, "service": job.deployment.name}
     kept: list[Layer] = []
     if job.batches.path is not None:
         kept = [("serve.batches.layer:Batches", {"spec": job.batches})]
     return [
-        ("serve.middleware.stack:make_access", {"spec": job.access, "keys": keys, "batches": job.batches}),
+        ("serve.middleware.stack:make_access", outer),
         *kept,
         ("serve.middleware.stack:make_formats", {"spec": job.access}),
         ("serve.middleware.deadline:Deadline", {"timeout_s": job.deployment.request_timeout_s}),
@@ -56,7 +60,7 @@ def middleware_of(job: ServeJob, engine_version: str) -> list[Layer]:
     ]
 
 
-def make_access(app: ASGIApp, spec: AccessSpec, keys: Sequence[Key], batches: BatchesSpec) -> Access:
+def make_access(app: ASGIApp, spec: AccessSpec, keys: Sequence[Key], batches: BatchesSpec, service: str) -> Access:
     """Puts the outer half of the policy around an app. The key file is read here, where it is looked at again.
 
     Args:
@@ -64,12 +68,17 @@ def make_access(app: ASGIApp, spec: AccessSpec, keys: Sequence[Key], batches: Ba
         spec: limits, and where the key file is.
         keys: those of the driver's environment.
         batches: whether files are sent, and how long they may be.
+        service: its name, for what its replicas tell each other.
 
     Raises:
         UserError: when the key file cannot be read.
     """
+    import ray
+
     uploads = {} if batches.path is None else {FILES: batches.max_file_bytes + FORM_BYTES}
-    return Access(app, spec, KeyRing(keys_path(spec.keys_file, os.environ), keys), MEDIA_TYPES, uploads=uploads)
+    ring = KeyRing(keys_path(spec.keys_file, os.environ), keys)
+    others = Others(uuid.uuid4().hex[:12], StoreBoard(service)) if ray.is_initialized() else None
+    return Access(app, spec, ring, MEDIA_TYPES, uploads=uploads, others=others)
 
 
 def make_formats(app: ASGIApp, spec: AccessSpec) -> Negotiation:

@@ -32,6 +32,8 @@ class Replica:
     num_requests: int = 0
     num_waiting: int = 0
     """Of them, those whose answer has not begun."""
+    recent_tokens: float = 0.0
+    """Of prompts that it was sent of late, cached or not; what was sent before counts less and less."""
 
 
 def choose(
@@ -51,6 +53,9 @@ def choose(
     queue that grows makes a cached prefix worth more against others as busy, and an idle replica more attractive. The
     smallest cost wins among those that run fewer requests than they can (if any) and are no further ahead of the mean
     than the bound. Costs that differ by less than a block are equal: then the session's replica wins.
+
+    A prompt that nobody holds has a future: its beginning comes again where it went. So of the two that are drawn for
+    it, where they wait for as much (they are idle), the one that was sent less of late takes it.
 
     Source: the sum of prefill left and load is NVIDIA Dynamo's KV router; the way out under imbalance SGLang's
     cache-aware balancer and Ray's PrefixCacheAffinityRouter (docs/decisions/0008-prefix-router.md).
@@ -94,7 +99,11 @@ def choose(
     elif not is_match and (spec.fallback if policy is RouterPolicy.prefix else policy) is RouterPolicy.power_of_two:
         one = rng.randrange(len(costs))
         two = (one + 1 + rng.randrange(len(costs) - 1)) % len(costs)
-        first = min(filter(fits, (one, two)), key=waiting.__getitem__, default=first)
+        drawn = filter(fits, (one, two))
+        if policy is RouterPolicy.prefix:
+            first = min(drawn, key=lambda at: (waiting[at], replicas[at].recent_tokens), default=first)
+        else:
+            first = min(drawn, key=waiting.__getitem__, default=first)
     if session_slot is not None:
         nearly = costs[first] + spec.block_tokens
         for at in places:

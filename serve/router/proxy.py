@@ -149,13 +149,33 @@ def watch_replicas(deployment: str, on_change: Callable[[Any], None]) -> object:
         ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE),
         {key: on_change},  # type: ignore[dict-item]
         call_in_event_loop=asyncio.get_running_loop(),
-        client_id=f"manta-router:{context.replica_id.to_full_id_str()}",
+        client_id=f"manta:{context.replica_id.to_full_id_str()}",
     )
 
 
 def running_replicas(target: Any) -> dict[str, dict[str, Any]]:
     """Returns the replicas that `watch_replicas` told of, by HAProxy's names, with what each says of itself."""
     return {info.replica_id.to_full_id_str(): info.routing_stats for info in target.running_replicas}
+
+
+def watch_own(on_change: Callable[[bool], None]) -> object:
+    """Calls back, in the running loop of a replica, with whether it is leaving: Ray Serve tells nobody inside.
+
+    Returns:
+        What must be kept: the watch ends with it.
+    """
+    import ray.serve as rayserve
+
+    context = rayserve.get_replica_context()
+    own, has_been_there = context.replica_id.to_full_id_str(), False
+
+    def look(target: Any) -> None:
+        nonlocal has_been_there
+        is_there = own in running_replicas(target)
+        has_been_there |= is_there
+        on_change(has_been_there and not is_there)
+
+    return watch_replicas(context.deployment, look)
 
 
 def free_ports(count: int) -> list[int]:

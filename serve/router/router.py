@@ -13,6 +13,10 @@ from serve.router.blocks import block_keys
 from serve.router.choose import Capacity, Replica, choose
 from serve.router.index import PrefixIndex
 
+RECENT_S = 60.0
+"""What was sent to a replica counts half after this time (`Replica.recent_tokens`)."""
+FADE_S = 1.0
+
 
 @dataclass(slots=True, eq=False)
 class Choice:
@@ -69,6 +73,7 @@ class Router:
         self._open: list[Replica] = []
         self._open_mask = 0
         self._turn = 0
+        self._faded_s = clock()
 
     @property
     def replicas(self) -> list[Replica]:
@@ -146,6 +151,8 @@ class Router:
         prefill = max(1, choice.prompt_tokens - choice.cached_tokens.get(replica.slot, 0))
         decode = round(self._spec.decode_weight * choice.answer_tokens)
         flight = Flight(replica, prefill, decode, choice.answer_tokens, self._clock())
+        self._fade()
+        replica.recent_tokens += choice.prompt_tokens
         replica.waiting_tokens += prefill + decode
         replica.num_requests += 1
         replica.num_waiting += 1
@@ -183,6 +190,14 @@ class Router:
         if self._replicas.get(replica.id) is replica:
             written = flight.answer_tokens if answer_tokens is None else answer_tokens
             self._index.fill(replica.slot, written // self._spec.block_tokens)
+
+    def _fade(self) -> None:
+        """Makes what was sent count less, once a second."""
+        passed_s = self._clock() - self._faded_s
+        if passed_s >= FADE_S:
+            self._faded_s += passed_s
+            for replica in self._replicas.values():
+                replica.recent_tokens *= 0.5 ** (passed_s / RECENT_S)
 
     def _end_stale(self) -> None:
         """Ends requests of which nothing was heard: their replica would seem loaded for ever."""

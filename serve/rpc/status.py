@@ -31,7 +31,7 @@ _TEXTS = MappingProxyType(
         "UNIMPLEMENTED": "The service does not have this.",
     }
 )
-_EVENTS = MappingProxyType({"deadline_exceeded": 504, "replica_lost": 503})
+_EVENTS = MappingProxyType({"deadline_exceeded": 504, "replica_lost": 503, "replica_leaving": 503})
 """Codes of errors in a stream, whose status has been sent, by what they would have had."""
 
 

@@ -57,10 +57,10 @@ class EchoService:
 
 
 @contextmanager
-def echoing(folder: Path, form: str, replicas: int = 2, routers: int = 1) -> Iterator[EchoService]:
+def echoing(folder: Path, form: str, replicas: int = 2, routers: int = 1, drain_s: float = 20) -> Iterator[EchoService]:
     port = free_port()
     script = Path(__file__).with_name("echo_service.py")
-    words = [sys.executable, str(script), str(port), form, str(replicas), str(routers)]
+    words = [sys.executable, str(script), str(port), form, str(replicas), str(routers), str(drain_s)]
     with (folder / "said").open("wb") as said:
         process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True, env=ENVIRONMENT

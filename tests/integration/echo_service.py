@@ -1,4 +1,6 @@
-"""Replicas without an engine behind the proxy of `manta serve`: echo_service.py PORT FORM REPLICAS ROUTERS [ADDRESS]
+"""Replicas without an engine behind the proxy of `manta serve`.
+
+    echo_service.py PORT FORM REPLICAS ROUTERS DRAIN_S [ADDRESS]
 
 With the address of a cluster that runs, its nodes have a replica each, and requests have 40 s.
 
@@ -22,18 +24,23 @@ from conf.schema.access import AccessSpec
 from conf.schema.cluster import ClusterSpec
 from conf.schema.router import RouterSpec
 from conf.schema.serve import DeploymentSpec, ProxyForm, ServeJob
+from serve.middleware.deadline import Deadline
+from serve.middleware.leaving import Leaving
 from serve.middleware.progress import Progress
 from serve.middleware.proxy import environment
 from serve.router.ingress import behind_router
-from serve.router.proxy import decide_form, set_flags
+from serve.router.proxy import decide_form, set_flags, watch_own
+from serve.service import CLOSE_S
 
 
 class Echo:
-    def __init__(self, is_direct: bool) -> None:
-        self._is_direct = is_direct
+    def __init__(self, is_direct: bool, drain_s: float) -> None:
+        self._is_direct, self._drain_s = is_direct, drain_s
 
     async def __serve_build_asgi_app__(self) -> Any:
-        return Progress(answer, 4.0) if self._is_direct else answer
+        leaving = Leaving(Deadline(Progress(answer, 4.0) if self._is_direct else answer, 60.0), self._drain_s)
+        self._watch = watch_own(leaving.set_leaving)
+        return leaving
 
 
 async def answer(scope: Any, receive: Any, send: Any) -> None:
@@ -62,10 +69,10 @@ async def answer(scope: Any, receive: Any, send: Any) -> None:
 
 def main() -> None:
     port, form, replicas, routers = int(sys.argv[1]), ProxyForm(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-    address = sys.argv[5] if len(sys.argv) > 5 else None
+    drain_s, address = float(sys.argv[5]), sys.argv[6] if len(sys.argv) > 6 else None
     timeout_s = 40 if address else 8
     job = ServeJob(
-        deployment=DeploymentSpec(port=port, proxy=form, request_timeout_s=timeout_s, drain_s=20),
+        deployment=DeploymentSpec(port=port, proxy=form, request_timeout_s=timeout_s, drain_s=drain_s),
         access=AccessSpec(open=True, body_timeout_s=3),
         cluster=ClusterSpec(object_store_bytes=100 << 20, address=address),
         router=RouterSpec(num_replicas=routers),
@@ -82,14 +89,14 @@ def main() -> None:
                 name="replica",
                 num_replicas=replicas,
                 max_ongoing_requests=64,
-                graceful_shutdown_timeout_s=20,
+                graceful_shutdown_timeout_s=drain_s + CLOSE_S,
                 graceful_shutdown_wait_loop_s=0.2,
                 health_check_period_s=2,
                 health_check_timeout_s=5,
                 ray_actor_options={"num_cpus": 0},
                 max_replicas_per_node=1 if address else None,
             )
-            application = deployment.bind(form is ProxyForm.direct)
+            application = deployment.bind(form is ProxyForm.direct, drain_s)
             if form is ProxyForm.direct:
                 application = behind_router(application, "replica", job.router, 64)
             options = {"host": "127.0.0.1", "port": port, "request_timeout_s": timeout_s}
@@ -105,7 +112,7 @@ def main() -> None:
                     print(json.dumps(pids(rest)), flush=True)
                 elif word == "scale":
                     deployment = deployment.options(num_replicas=int(rest))
-                    application = deployment.bind(form is ProxyForm.direct)
+                    application = deployment.bind(form is ProxyForm.direct, drain_s)
                     if form is ProxyForm.direct:
                         application = behind_router(application, "replica", job.router, 64)
                     threading.Thread(target=lambda app=application: rayserve.run(app, name="manta")).start()

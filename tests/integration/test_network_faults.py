@@ -51,7 +51,7 @@ def test_a_service_answers_all_that_it_accepted_without_a_host_that_was_cut_off(
         pytest.skip(reason)
     here = Path(__file__).parent
     with hosts(tmp_path, 3, num_cpus=2) as found, (tmp_path / "said").open("wb") as said:
-        words = [sys.executable, str(here / "echo_service.py"), "8000", "plain", "3", "1", found.gcs_address]
+        words = [sys.executable, str(here / "echo_service.py"), "8000", "plain", "3", "1", "20", found.gcs_address]
         service = subprocess.Popen(
             found.inside(1, *words),
             stdin=subprocess.PIPE,

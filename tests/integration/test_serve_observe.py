@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -24,6 +25,8 @@ from jobs import start_verb
 from load import load, wrong
 from prometheus_client.parser import text_string_to_metric_families
 from services import Service, free_port, serving
+
+from serve.keys import Limits, Priority, add_key, make_key
 
 pytestmark = pytest.mark.timeout(400)
 SECRET, OTHER = "secret-one", "secret-two"
@@ -325,6 +328,18 @@ def test_a_call_that_is_left_or_takes_too_long_frees_the_engine(seen: Seen, by: 
             assert client.refused(True, timeout=1.0, **LONG).code == "DEADLINE_EXCEEDED"
         else:
             client.leave(**LONG)
+
+
+def test_a_key_s_limits_are_those_of_all_replicas_together(seen: Seen):
+    made = make_key("limited", Limits(requests_per_min=6), Priority.interactive, None, datetime.now(UTC))
+    limited = {"authorization": f"Bearer {add_key(seen.service.log.parent / 'keys.json', made)}"}
+    time.sleep(1.5)  # a key file is looked at every second
+    statuses = []
+    for _ in range(14):  # with limits of its own each of the two replicas would answer six
+        statuses.append(seen.client.get("/v1/models", headers=limited).status_code)
+        time.sleep(0.35)  # they look at each other's counts every 0.25 s
+    assert set(statuses) == {200, 429}
+    assert 6 <= statuses.count(200) <= 7, statuses
 
 
 async def test_a_dead_engine_costs_no_answer_and_its_streams_end_with_an_error(seen: Seen):

@@ -18,6 +18,7 @@ import pytest
 from echo import EchoService, echoing
 
 pytestmark = pytest.mark.timeout(200)
+DRAIN_S = 4.0
 FORMS = (pytest.param("direct", marks=pytest.mark.slow), "plain")
 
 
@@ -28,7 +29,7 @@ def form(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def service(form: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EchoService]:
-    with echoing(tmp_path_factory.mktemp("echo"), form) as running:
+    with echoing(tmp_path_factory.mktemp("echo"), form, drain_s=DRAIN_S) as running:
         yield running
 
 
@@ -171,13 +172,26 @@ def test_a_replica_that_dies_loses_no_whole_answer_and_ends_its_streams(
     service.wait_for_answers(2)
 
 
-def test_a_replica_that_leaves_cuts_nobody(service: EchoService, client: httpx.Client):
-    with ThreadPoolExecutor(20) as pool:
-        asked = [pool.submit(service.ask, client, str(number), wait_s=4) for number in range(12)]
+def test_a_replica_that_leaves_cuts_nobody_and_ends_what_takes_too_long(service: EchoService, client: httpx.Client):
+    def stream(number: int) -> tuple[int, str]:
+        body = {"messages": [{"content": str(number)}], "chunks": 35, "pause_s": 0.2}
+        with client.stream("POST", f"{service.url}/v1/x", json=body) as answer:
+            lines = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
+        return json.loads(lines[0])["pid"], lines[-1]
+
+    before = set(service.pids("replica"))
+    with ThreadPoolExecutor(30) as pool:
+        streams = [pool.submit(stream, number) for number in range(8)]
+        asked = [pool.submit(service.ask, client, str(number), wait_s=DRAIN_S - 1) for number in range(12)]
         service.ask(client)
         service.tell("scale 1")
         begun = time.monotonic()
         while time.monotonic() - begun < 6:
             assert service.ask(client).status_code == 200
         assert {answer.result().status_code for answer in asked} == {200}
-    service.wait_for("replica", 1, set())
+        ends = [answer.result() for answer in streams]
+    (left,) = before - set(service.wait_for("replica", 1, set()))
+    told = [last for pid, last in ends if pid == left]
+    assert told
+    assert {json.loads(last)["error"]["code"] for last in told} == {"replica_leaving"}
+    assert {last for pid, last in ends if pid != left} == {"[DONE]"}

@@ -117,6 +117,27 @@ def test_a_request_whose_end_was_never_heard_is_forgotten():
     assert router.replicas[0].num_requests == 1
 
 
+def test_what_was_sent_counts_half_after_a_minute():
+    clock = Clock()
+    router = fleet(2, clock)
+    router.ended(router.began("r0", router.choose(PROMPT)))
+    router.ended(router.began("r0", router.choose(PROMPT)))  # cached, and sent all the same
+    clock.now_s = 60.0
+    router.ended(router.began("r1", router.choose(b"")))
+    assert router.replicas[0].recent_tokens == pytest.approx(1024)
+    assert router.replicas[1].recent_tokens == 1
+
+
+def test_new_prompts_of_an_idle_fleet_go_round():
+    router = fleet(4, seed=3)
+    for number in range(400):
+        choice = router.choose(number.to_bytes(2, "big") * 512)
+        assert choice.replica_id is not None
+        router.ended(router.began(choice.replica_id, choice))
+    sent = [replica.recent_tokens for replica in router.replicas]
+    assert max(sent) / (sum(sent) / 4) < 1.05  # drawn at random alone it is 1.1 and more
+
+
 def test_an_answer_pushes_out_what_was_used_for_longest():
     router = fleet(1)
     router.ended(router.began("r0", router.choose(PROMPT)))

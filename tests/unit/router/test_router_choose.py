@@ -77,6 +77,20 @@ def test_a_new_prompt_goes_to_the_less_loaded_of_two():
     assert firsts["0"] > firsts["1"] > firsts["2"] > firsts["3"] == 0  # of any two, one has less than the last
 
 
+def test_of_two_that_wait_alike_a_new_prompt_goes_to_the_one_that_was_sent_less():
+    among = replicas(0, 0, 0, 0)
+    for replica in among:
+        replica.recent_tokens = 100.0 * replica.slot
+    firsts = Counter(chosen(RouterSpec(), among, {}, seed=seed) for seed in range(400))
+    assert firsts["0"] > firsts["1"] > firsts["2"] > firsts["3"] == 0
+    among[3].recent_tokens = 0.0
+    among[0].waiting_tokens = among[1].waiting_tokens = among[2].waiting_tokens = 0
+    among[3].waiting_tokens = 10
+    assert Counter(chosen(RouterSpec(), among, {}, seed=seed) for seed in range(400))["3"] == 0
+    plain = RouterSpec(policy=RouterPolicy.power_of_two)
+    assert len({chosen(plain, replicas(0, 0, 0, 0), {}, seed=seed) for seed in range(100)}) == 4
+
+
 def test_a_new_prompt_may_go_to_the_least_loaded_of_all():
     spec = RouterSpec(fallback=RouterPolicy.least_tokens)
     assert {chosen(spec, replicas(30, 10, 20, 40), {}, seed=seed) for seed in range(50)} == {"1"}

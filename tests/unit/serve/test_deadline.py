@@ -14,6 +14,7 @@ from conf.schema.cache import CacheKind, CacheSpec
 from serve.middleware.answer import ASGIApp, Message, Receive, Refused, Scope, Send, answer
 from serve.middleware.cache import Cache
 from serve.middleware.deadline import TIMEOUT, Deadline, asked_timeout_s
+from serve.middleware.leaving import Leaving
 
 LONG_S = 100.0
 EVENT = b"data: {}\n\n"
@@ -198,3 +199,54 @@ def test_whatever_is_sent_is_a_positive_number_or_refused(value: bytes):
 def test_two_timeouts_are_refused():
     with pytest.raises(Refused):
         asked_timeout_s([(TIMEOUT, b"1"), (TIMEOUT, b"1")])
+
+
+async def test_a_replica_that_leaves_ends_a_stream_with_an_event_once_its_time_is_over():
+    engine = Engine([start(), body(EVENT)])
+    leaving = Leaving(Deadline(engine, LONG_S), drain_s=0.05)
+    task = asyncio.create_task(call(leaving))
+    await engine.is_begun.wait()
+    leaving.set_leaving(True)
+    sent = await task
+    assert json.loads(sent[-1]["body"].removeprefix(b"data: "))["error"] == {
+        "message": "The service had to stop before the answer was complete.",
+        "type": "service_unavailable",
+        "param": None,
+        "code": "replica_leaving",
+    }
+    assert not sent[-1].get("more_body", False)
+    assert (engine.num_running, engine.num_aborted) == (0, 1)
+
+
+async def test_a_replica_that_leaves_lets_another_one_answer_what_it_has_not_begun():
+    engine = Engine()
+    leaving = Leaving(Deadline(engine, LONG_S), drain_s=0.05)
+    task = asyncio.create_task(call(leaving))
+    await engine.is_begun.wait()
+    leaving.set_leaving(True)
+    sent = await task
+    assert sent[0]["status"] == 503  # for which HAProxy asks another replica
+    assert (b"retry-after", b"1") in sent[0]["headers"]
+    assert engine.num_aborted == 1
+    assert (await call(leaving))[0]["status"] == 503  # what comes late
+
+
+async def test_a_replica_that_leaves_lets_end_what_does_in_time():
+    engine = Engine()
+    leaving = Leaving(Deadline(engine, LONG_S), drain_s=LONG_S)
+    task = asyncio.create_task(call(leaving))
+    await engine.is_begun.wait()
+    leaving.set_leaving(True)
+    engine.may_end.set()
+    assert (await task)[0]["status"] == 200
+
+
+@pytest.mark.parametrize("drain_s", [0.0, LONG_S])
+async def test_a_replica_that_was_lost_from_sight_goes_on(drain_s: float):
+    engine = Engine()
+    engine.may_end.set()
+    leaving = Leaving(Deadline(engine, LONG_S), drain_s)
+    leaving.set_leaving(True)
+    await asyncio.sleep(0.01)
+    leaving.set_leaving(False)
+    assert (await call(leaving))[0]["status"] == 200

@@ -52,7 +52,7 @@ def service(folder: Path, spec: AccessSpec = PLAIN_SPEC) -> httpx.AsyncClient:
     routes = [Route(path, chat, methods=["POST"]) for path in (CHAT, "/v1/completions", "/v1/responses")]
     routes += [Route(EMBEDDINGS, embed, methods=["POST"]), Route("/classify", odd, methods=["POST"])]
     spec.keys_file = str(folder / "keys.json")
-    app = make_access(make_formats(Starlette(routes=routes), spec), spec, (), BatchesSpec())
+    app = make_access(make_formats(Starlette(routes=routes), spec), spec, (), BatchesSpec(), "manta")
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here")  # type: ignore[arg-type]
 
 
