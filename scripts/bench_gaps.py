@@ -44,10 +44,11 @@ from serve.engine.service.engine import ServiceEngine
 WAYS: dict[str, tuple[AdmissionRule, int] | None] = {
     "none": None,
     "gaps": (AdmissionRule.room, 100),
+    "gaps_tpot": (AdmissionRule.room, 100),
     "priority": (AdmissionRule.all, 100),
     "no_admission": (AdmissionRule.all, 0),
 }
-"""No job; the job as it is; vLLM's priority alone; neither priority nor admission."""
+"""No job; the job as it is; with a limit for TPOT as well; vLLM's priority alone; neither priority nor admission."""
 TOKENS = (5, 400)
 """Token ids of prompts are drawn from this range, which every model has."""
 
@@ -154,7 +155,7 @@ async def measure(args: argparse.Namespace, way: str, loads: list[tuple[float, i
             prompt_tokens=args.offline_prompt,
             answer_tokens=args.offline_answer,
             max_ttft_ms=args.max_ttft_ms,
-            max_tpot_ms=args.max_tpot_ms,
+            max_tpot_ms=args.max_tpot_ms if way == "gaps_tpot" else None,
         )
         words = [sys.executable, str(Path(__file__).resolve()), "--job", json.dumps(asdict(job))]
         process = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
@@ -225,6 +226,8 @@ def compared(args: argparse.Namespace, loads: list[tuple[float, int, int]]) -> d
     runs = []
     for way in args.ways:
         runs.append(found := asyncio.run(measure(args, way, loads)))
+        if way == "none" and args.max_tpot_ms is None and found["tpot_p50_ms"]:
+            args.max_tpot_ms = args.tpot_slack * found["tpot_p50_ms"]
         if (gained := found.get("offline_tokens_per_s")) is not None:
             found["gained_of_idle"] = gained / max(job - found["interactive_tokens_per_s"], 1e-9)
         tell(found)
@@ -258,7 +261,8 @@ def main() -> None:
     parser.add_argument("--offline-prompt", type=int, default=64, help="tokens")
     parser.add_argument("--offline-answer", type=int, default=64, help="tokens")
     parser.add_argument("--max-ttft-ms", type=float, default=1000.0)
-    parser.add_argument("--max-tpot-ms", type=float, help="see engine.service.admission.max_tpot_ms")
+    parser.add_argument("--max-tpot-ms", type=float, help="of gaps_tpot; null is --tpot-slack times what none has")
+    parser.add_argument("--tpot-slack", type=float, default=1.1)
     parser.add_argument("--warm-up", type=int, default=16, help="interactive requests before the first way")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--device", choices=list(ENGINE), default="cpu")
