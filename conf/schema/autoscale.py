@@ -72,7 +72,7 @@ class AutoscaleSpec:
     """``forecast``: arrivals are summed over spans of this length."""
     forecast_quantile: float = 0.99
     """``forecast``: what is expected is exceeded, as in the past, this seldom: 0.99 is one span of a hundred."""
-    forecast_utilization: float = 0.7
+    forecast_utilization: float = 0.65
     """``forecast``: share of capacity that the expected load may take after a surprise: a load that was not expected,
     or a target that was missed."""
     forecast_max_utilization: float = 0.9

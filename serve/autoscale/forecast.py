@@ -61,7 +61,9 @@ def _trusted(spec: AutoscaleSpec, seen: Observation, outlook: Outlook) -> float:
 
 
 def _watched(spec: AutoscaleSpec, seen: Observation, outlook: Outlook) -> Outlook:
-    if seen.now_s < outlook.next_s:
+    began_s = outlook.calm.since_s
+    # until a window was seen its rate only seems to rise, and the misses of that would be remembered
+    if began_s is None or seen.now_s < max(outlook.next_s, began_s + spec.short_window_s):
         return outlook
     load = busy_replicas(seen.short_prompt_tokens_per_s, seen.short_answer_tokens_per_s, seen.capacity)
     horizon = max(1, math.ceil((seen.start_s + spec.interval_s) / spec.forecast_bin_s))
