@@ -35,7 +35,7 @@ from pipelines.simulate.score import (
     score,
     simulate,
 )
-from pipelines.simulate.trace import read_trace, replayed
+from pipelines.simulate.trace import Trace, read_trace, replayed
 
 REPLICA: dict[str, Any] = {"prefill_tokens_per_s": 10_000.0, "step_s": 0.02, "answer_token_s": 0.00015}
 """Some 8 B model on a GPU of the middle: small enough that the traces keep 4 to 30 busy."""
@@ -50,12 +50,19 @@ def spec_of(args: argparse.Namespace) -> AutoscaleSpec:
     )
 
 
+def later(trace: Trace, share: float) -> Trace:
+    """Returns what of a trace arrives after this share of its time."""
+    kept = trace.arrival_s >= share * trace.seconds
+    arrival = trace.arrival_s[kept]
+    return Trace(arrival_s=arrival - arrival[0], prompt=trace.prompt[kept], answer=trace.answer[kept])
+
+
 def compare(args: argparse.Namespace, tell: Callable[[Score, float], None]) -> dict[str, Any]:
     """Runs all of it for one trace, and returns the figures."""
     trace = (
         bursty(args.bursty, args.seconds, args.base)
         if args.trace is None
-        else replayed(read_trace(args.trace), args.copies, 5.0, 1.0, 0)
+        else later(replayed(read_trace(args.trace), args.copies, 5.0, 1.0, 0), args.from_share)
     )
     spec = spec_of(args)
     job = SimulateJob(trace=args.case, replica=ReplicaSpec(**{**REPLICA, **json.loads(args.replica)}), autoscale=spec)
@@ -96,6 +103,7 @@ def main() -> None:
     parser.add_argument("--case", required=True, help="its name in the file")
     parser.add_argument("--trace", help="a trace; without it, the bursty generator")
     parser.add_argument("--copies", type=int, default=1, help="of each request of the trace, within 5 s of it")
+    parser.add_argument("--from-share", type=float, default=0.0, help="of the trace's time: only what comes later")
     parser.add_argument("--bursty", type=int, default=0, help="the generator's seed")
     parser.add_argument("--seconds", type=float, default=7200.0, help="the generator's length")
     parser.add_argument("--base", type=float, default=4.0, help="the generator's requests/s outside of peaks")

@@ -72,8 +72,11 @@ class AutoscaleSpec:
     """``forecast``: arrivals are summed over spans of this length."""
     forecast_quantile: float = 0.99
     """``forecast``: what is expected is exceeded, as in the past, this seldom: 0.99 is one span of a hundred."""
-    forecast_utilization: float = 0.75
-    """``forecast``: share of capacity that the expected load may take; the bursts are in what is expected."""
+    forecast_utilization: float = 0.65
+    """``forecast``: share of capacity that the expected load may take after a surprise: a load that was not expected,
+    or a target that was missed."""
+    forecast_max_utilization: float = 0.9
+    """``forecast``: what that share creeps up to while nothing surprises; the bursts are in what is expected."""
     forecast_memory_s: float = 3600.0
     """``forecast``: how far that past reaches."""
     target_ongoing_requests: float = 2.0
@@ -111,6 +114,11 @@ class AutoscaleSpec:
             ("forecast_bin_s", 0 < self.forecast_bin_s < math.inf, "> 0"),
             ("forecast_quantile", 0 < self.forecast_quantile < 1, "in (0, 1)"),
             ("forecast_utilization", 0 < self.forecast_utilization <= 1, "in (0, 1]"),
+            (
+                "forecast_max_utilization",
+                self.forecast_utilization <= self.forecast_max_utilization <= 1,
+                "in [autoscale.forecast_utilization, 1]",
+            ),
             (
                 "forecast_memory_s",
                 self.forecast_bin_s <= self.forecast_memory_s < math.inf,

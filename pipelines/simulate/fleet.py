@@ -66,7 +66,7 @@ class Fleet:
         self._end = [math.nan] * len(trace)
         self._owner = [-1] * len(trace)
         self._cost = [0.0] * len(trace)  # what it counts in its replica's load now
-        self._meter = Meter(scale, mean_answer=float(trace.answer[:100].mean()))
+        self._meter = Meter(scale)
         mean = float((trace.prompt + trace.answer).mean())
         self._capacity = capacity_of(spec, scale.tpot_target_s, mean)
         self._replicas: list[SimulatedReplica | None] = []

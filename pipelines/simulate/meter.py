@@ -9,30 +9,27 @@ import numpy as np
 
 from conf.schema.autoscale import AutoscaleSpec
 from serve.autoscale.arrivals import Arrivals
+from serve.autoscale.mean import ANSWER_TOKENS, PRIOR, Mean
 from serve.autoscale.observation import Capacity, Observation
-
-MEMORY = 1000
-"""Answers over which the expected length is an average, exponentially weighed."""
 
 
 class Meter:
     """Counts arrivals, first tokens and ends."""
 
-    def __init__(self, spec: AutoscaleSpec, mean_answer: float) -> None:
-        """Starts at time 0.
-
-        Args:
-            spec: the windows.
-            mean_answer: the expected length of an answer, in tokens, before one has ended.
-        """
+    def __init__(self, spec: AutoscaleSpec) -> None:
+        """Starts at time 0, and knows of no answer."""
         self._spec = spec
-        self.mean_answer = mean_answer
-        """The expected length of an answer, in tokens."""
+        self._answer = Mean(ANSWER_TOKENS, PRIOR)
         self._requests = self._prompt_tokens = 0
         self._begun = self._begun_tokens = self._ended = 0
         self._arrivals = Arrivals(spec)
         self._ttft = (array("d"), array("d"))  # when, value
         self._tpot = (array("d"), array("d"))
+
+    @property
+    def mean_answer(self) -> float:
+        """The expected length of an answer, in tokens."""
+        return self._answer.value
 
     def arrived(self, prompt: int) -> None:
         """A request came."""
@@ -49,7 +46,7 @@ class Meter:
     def ended(self, now: float, answer: int, tpot: float | None) -> None:
         """An answer is complete."""
         self._ended += 1
-        self.mean_answer += (answer - self.mean_answer) / min(MEMORY, self._ended + 100)
+        self._answer.add(answer, 1)
         if tpot is not None:
             self._tpot[0].append(now)
             self._tpot[1].append(tpot)

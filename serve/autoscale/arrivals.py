@@ -40,7 +40,7 @@ class Arrivals:
             before = count
             if count[0] <= now_s - window_s:
                 break
-        # at the beginning the window is as long as there is time: one decision's interval at least
-        span_s = max(now_s - before[0], self._spec.interval_s)
+        # what came before the first decision is not known and counts as nothing: a few requests at once are no rate
+        span_s = max(now_s - before[0], window_s)
         # fewer than before: some that had waited have left
         return max(0.0, prompt_tokens - before[2]) / span_s, max(0.0, requests - before[1]) * answer_tokens / span_s

@@ -1,4 +1,9 @@
-"""`autoscale=forecast`: as `tokens`, at the load that is expected when a replica started now is ready."""
+"""`autoscale=forecast`: as `tokens`, at the load that is expected when a replica started now is ready.
+
+How much of the fleet that load may take is a matter of trust: while the targets are kept and no load exceeds what was
+expected, the share creeps up; a miss or a surprise takes all of it back. A steady load needs less room than one that
+has just begun to rise.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,9 @@ from serve.autoscale.holt import Forecast, Track, follow
 from serve.autoscale.observation import Decision, Observation
 from serve.autoscale.settle import Calm, hold, is_stale, settle
 
+CREEP_PER_S = 0.0005
+"""Of the share: a tenth of capacity in 200 s."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outlook:
@@ -21,23 +29,41 @@ class Outlook:
     forecast: Forecast = field(default_factory=lambda: Forecast(value=0.0, upper=0.0))
     next_s: float = -math.inf
     """When the next value is taken."""
+    share: float | None = None
+    """Of capacity that the expected load may take; null before the first decision."""
+    seen_s: float = 0.0
+    """When that was last moved."""
 
 
 def decide(spec: AutoscaleSpec, seen: Observation, outlook: Outlook) -> tuple[Decision, Outlook]:
     """Returns the size of the fleet, and what to remember."""
     if is_stale(spec, seen):
         return hold(spec, seen), outlook
-    outlook = _watched(spec, seen, outlook)
+    share = _trusted(spec, seen, outlook)
+    outlook = replace(_watched(spec, seen, outlook), share=share, seen_s=seen.now_s)
     now, expected = arriving(seen), outlook.forecast.upper
-    wish = max(size_for(spec, seen, now, spec.utilization), expected / spec.forecast_utilization)
+    wish = max(size_for(spec, seen, now, max(spec.utilization, share)), expected / share)
     decision, calm = settle(spec, seen, wish, outlook.calm)
     if expected > now:
-        decision = replace(decision, reason=f"{decision.reason} (load {now:.1f}, {expected:.1f} expected)")
+        text = f"{decision.reason} (load {now:.1f}, {expected:.1f} expected, at {share:.0%} of capacity)"
+        decision = replace(decision, reason=text)
     return decision, replace(outlook, calm=calm)
 
 
+def _trusted(spec: AutoscaleSpec, seen: Observation, outlook: Outlook) -> float:
+    """Returns the share of capacity that the expected load may take."""
+    upper = outlook.forecast.upper
+    is_late = (seen.ttft_s or 0.0) > spec.ttft_target_s or (seen.tpot_s or 0.0) > spec.tpot_target_s
+    if outlook.share is None or is_late or 0 < upper < arriving(seen):
+        return spec.forecast_utilization
+    grown = outlook.share + CREEP_PER_S * (seen.now_s - outlook.seen_s)
+    return min(spec.forecast_max_utilization, grown)
+
+
 def _watched(spec: AutoscaleSpec, seen: Observation, outlook: Outlook) -> Outlook:
-    if seen.now_s < outlook.next_s:
+    began_s = outlook.calm.since_s
+    # until a window was seen its rate only seems to rise, and the misses of that would be remembered
+    if began_s is None or seen.now_s < max(outlook.next_s, began_s + spec.short_window_s):
         return outlook
     load = busy_replicas(seen.short_prompt_tokens_per_s, seen.short_answer_tokens_per_s, seen.capacity)
     horizon = max(1, math.ceil((seen.start_s + spec.interval_s) / spec.forecast_bin_s))

@@ -9,12 +9,8 @@ from typing import NamedTuple
 
 from conf.schema.autoscale import AutoscaleSpec
 from serve.autoscale.arrivals import Arrivals
+from serve.autoscale.mean import ANSWER_TOKENS, PRIOR, Mean
 from serve.autoscale.observation import Capacity, Observation
-
-ANSWER_TOKENS = 128.0
-"""Expected of an answer before one has ended."""
-MEMORY = 1000
-"""Requests over which expected lengths are averages, exponentially weighed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +72,7 @@ class Watch:
         self._older: frozenset[str] | None = None
         """Replicas that were there before this watch: what they counted until then is no news."""
         self._requests = self._prompt_tokens = 0.0
-        self._prompt, self._answer = _Mean(0.0), _Mean(ANSWER_TOKENS)
+        self._prompt, self._answer = Mean(0.0), Mean(ANSWER_TOKENS, PRIOR)
         self._start_s = spec.start_s
         self._capacity = Capacity(
             prefill_tokens_per_s=spec.prefill_tokens_per_s or math.inf,
@@ -149,17 +145,6 @@ class Watch:
             decode_tokens_per_s=decode or self._capacity.decode_tokens_per_s,
             max_num_seqs=self._max_num_seqs,
         )
-
-
-class _Mean:
-    def __init__(self, value: float) -> None:
-        self.value = value
-        self._count = 0.0
-
-    def add(self, amount: float, count: float) -> None:
-        if count > 0:
-            self._count += count
-            self.value += (amount - count * self.value) / max(count, min(MEMORY, self._count))
 
 
 def _mean(values: list[float]) -> float:

@@ -25,6 +25,9 @@ ERRORS = {
 }
 HEADER_TIMEOUT_S = 30
 """A client that has not sent all headers by then is refused."""
+AGAIN, AGAIN_HEADER = "again", "x-manta-again"
+"""HAProxy itself as a server, by another connection, once. A process that was reloaded away still has connections of
+clients, and a request that comes on one of them is to reach replicas that are newer than the process."""
 _EDITS: list[tuple[str, str]] = [
     # statistics and metrics listen on every address, for everybody
     (r"(?ms)^listen stats\n.*\Z", ""),
@@ -41,8 +44,12 @@ _EDITS: list[tuple[str, str]] = [
         r"(?m)^    http-request return status 404 .*not found\. Ping .*\n",
         "    http-request return status 503 default-errorfiles\n",
     ),
-    # a replica that is not known here would be asked through a Python proxy, a second hop
-    (r"(?m)^    use_backend .*\"?unknown_replica_id\"?.*\n", ""),
+    # Where the chosen replica is not known here, Ray asks a Python proxy
+    (
+        r"(?m)^    use_backend .*\"?unknown_replica_id\"?.*\n",
+        f'    use_backend {AGAIN} if {{ var(txn.ingress_request_router_failed) -m str "unknown_replica_id" }}'
+        f" !{{ req.hdr({AGAIN_HEADER}) -m found }}\n",
+    ),
     (r"(?m)^    use-server .*\"?unknown_replica_id\"?.*\n", ""),
 ]
 
@@ -59,6 +66,9 @@ def amended(config: str, folder: str, body_timeout_s: float) -> str:
         config = re.sub(pattern, ours, config)
     wait = round(body_timeout_s * 1000)
     config = re.sub(r"(?m)^(    http-request wait-for-body time) \S+ ", rf"\1 {wait}ms ", config)
+    host, port = re.findall(r"(?m)^    bind (\S*):(\d+)$", config)[-1]
+    host = {"*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]", "[::]": "[::1]"}.get(host, host)
+    config += f"\nbackend {AGAIN}\n    http-request set-header {AGAIN_HEADER} 1\n    server self {host}:{port}\n"
     lines = [f"    timeout http-request {HEADER_TIMEOUT_S}s"]
     lines += [f"    errorfile {status} {folder}/{status}.http" for status in ERRORS]
     return config.replace("defaults\n    mode http\n", "defaults\n    mode http\n" + "\n".join(lines) + "\n", 1)

@@ -8,10 +8,14 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import openai
 import psutil
 import pytest
+from batches import assert_answers, begin_batch, until
 from conftest import read_answers
 from jobs import command, questions, run
+from openai.types import Batch
+from services import serving
 
 from cluster import known
 from cluster.ending import MARK, end, processes_of
@@ -26,11 +30,13 @@ AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where clusters are known; what is left of them ends with the test."""
     import jobs
+    import services
 
     folder = tmp_path / "clusters"
     monkeypatch.setenv("MANTA_CLUSTERS", str(folder))
     environment = {key: value for key, value in jobs.ENVIRONMENT.items() if key not in AUTH}
-    monkeypatch.setattr(jobs, "ENVIRONMENT", {**environment, "MANTA_CLUSTERS": str(folder)})
+    for module in (jobs, services):
+        monkeypatch.setattr(module, "ENVIRONMENT", {**environment, "MANTA_CLUSTERS": str(folder)})
     yield folder
     for name in known.names():
         if (cluster := known.read(name)) is not None:
@@ -116,5 +122,47 @@ def test_nodes_come_for_work_and_leave(home: Path, tmp_path: Path):
     assert len(read_answers(out)) == 400
     nodes = json.loads(run("cluster", "status", "local", "--json").stdout)["nodes"]
     assert len(nodes) >= 2
+    assert run("cluster", "down").returncode == 0
+    assert named(cluster) == []
+
+
+def has_replica(process: psutil.Process) -> bool:
+    return any("ServeReplica:manta:replica" in " ".join(child.cmdline()) for child in process.children(recursive=True))
+
+
+@pytest.mark.slow  # test_serve_batches.py ends the service alone
+@pytest.mark.timeout(900)
+def test_a_batch_outlives_two_services_and_a_node_of_their_cluster(home: Path, tmp_path: Path):
+    started = run("cluster", "up", "cluster=local", "cluster.nodes=3", "cluster.num_cpus=2")
+    assert started.returncode == 0, started.stderr
+    cluster = known.find(None)
+    asks = {f"line-{n}": {"model": "demo", "prompt": f"Order {n}", "max_tokens": 16} for n in range(1000)}
+    words = ["model=demo", "engine.max_model_len=512", "engine.max_num_seqs=16", f"batches.path={tmp_path}/batches"]
+    words += ["cluster=running", "engine.num_replicas=2", "cache=off"]
+
+    def num_done(batch: Batch) -> int:
+        return batch.request_counts.completed if batch.request_counts else 0
+
+    name = ""
+    for turn in range(3):
+        folder = tmp_path / str(turn)
+        folder.mkdir()
+        with (
+            serving(folder, *words) as service,
+            openai.OpenAI(base_url=f"{service.url}/v1", api_key="none", timeout=60) as client,
+        ):
+            name = name or begin_batch(client, asks).id
+            before = num_done(client.batches.retrieve(name))
+            if turn == 2:
+                assert_answers(client, until(client, name, lambda batch: batch.status == "completed", 600), asks)
+                break
+            until(client, name, lambda batch, before=before: num_done(batch) > before)
+            if turn == 1:
+                nodes = [psutil.Process(process.pid) for process in cluster.processes[1:]]
+                lost = next(node for node in nodes if has_replica(node))
+                before = num_done(client.batches.retrieve(name))
+                assert before < 600, "the batch was nearly over before the node was lost"
+                os.killpg(lost.pid, signal.SIGKILL)
+                until(client, name, lambda batch, before=before: num_done(batch) > before)
     assert run("cluster", "down").returncode == 0
     assert named(cluster) == []

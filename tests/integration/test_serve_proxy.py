@@ -195,3 +195,24 @@ def test_a_replica_that_leaves_cuts_nobody_and_ends_what_takes_too_long(service:
     assert told
     assert {json.loads(last)["error"]["code"] for last in told} == {"replica_leaving"}
     assert {last for pid, last in ends if pid != left} == {"[DONE]"}
+
+
+def test_connections_that_are_kept_reach_replicas_that_came_since(service: EchoService):
+    def makers(client: httpx.Client) -> set[int]:
+        with ThreadPoolExecutor(8) as pool:
+            asked = [pool.submit(service.ask, client, str(number), wait_s=1) for number in range(8)]
+            return {answer.result().json()["pid"] for answer in asked}
+
+    service.tell("scale 1")
+    service.wait_for("replica", 1, set())
+    deadline = time.monotonic() + 20
+    while True:
+        with httpx.Client(timeout=60) as client:
+            if len(makers(client)) > 1:  # one that leaves is reached for a moment more
+                assert time.monotonic() < deadline
+                continue
+            service.tell("scale 2")
+            service.wait_for("replica", 2, set())
+            service.wait_for_answers(2)
+            assert len(makers(client)) == 2
+            break

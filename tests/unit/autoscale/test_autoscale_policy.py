@@ -152,9 +152,34 @@ def test_forecast_grows_before_tokens_does_on_a_rise():
     assert first[AutoscalePolicy.forecast] < first[AutoscalePolicy.tokens]
 
 
+def test_forecast_trusts_a_load_that_keeps_to_what_was_expected_until_it_does_not():
+    spec = AutoscaleSpec(policy=AutoscalePolicy.forecast, interval_s=10)
+
+    def share_after(seen: list) -> float:
+        memory = begin(spec)
+        for at, observation in enumerate(seen):
+            _, memory = decide(spec, fleet_at(observation, at * spec.interval_s, 12), memory)
+        return memory.share
+
+    steady = [fleet(12, 8.0)] * 60
+    assert share_after(steady[:2]) == pytest.approx(0.65 + 10 * 0.0005)
+    assert share_after(steady) == 0.9
+    assert share_after([*steady, fleet(12, 9.0)]) == 0.65, "more than was expected"
+    assert share_after([*steady, fleet(12, 8.0, ttft_s=3.0)]) == 0.65, "too late"
+    assert share_after([*steady, fleet(12, 7.0)]) == 0.9, "less than was expected"
+    sizes = follow(spec, [fleet(12, 8.0)] * 80)
+    assert (sizes[0], sizes[-1]) == (12, 9)
+
+
 @pytest.mark.parametrize(
     "changes",
-    [{"scale_down_window_s": 60.0}, {"utilization": 0.0}, {"max_replicas": 0}, {"long_window_s": 1.0}],
+    [
+        {"scale_down_window_s": 60.0},
+        {"utilization": 0.0},
+        {"max_replicas": 0},
+        {"long_window_s": 1.0},
+        {"forecast_max_utilization": 0.5},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused_in_one_line(changes):
     with pytest.raises(UserError, match=rf"^autoscale\.{next(iter(changes))} must be [^\n]*$"):
@@ -181,7 +206,8 @@ def test_requests_decides_as_ray_serve_does(counts, start):
             context = SimpleNamespace(
                 current_num_replicas=size,
                 target_num_replicas=size,
-                total_num_requests=sum(recent) / len(recent),
+                # theirs rounds up what a quotient of floats puts a hair above a whole number
+                total_num_requests=max(0.0, sum(recent) / len(recent) - 1e-9),
                 config=config,
                 policy_state=state,
             )

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conf.schema.autoscale import AutoscaleSpec
-from serve.autoscale.watch import ANSWER_TOKENS, Report, Told, Watch, read_report
+from serve.autoscale.mean import ANSWER_TOKENS, PRIOR
+from serve.autoscale.watch import Report, Told, Watch, read_report
 
 SPEC = AutoscaleSpec(short_window_s=10.0, long_window_s=20.0, interval_s=1.0)
 FRESH = Report(start_s=7.0, prefill_tokens_per_s=1000.0, decode_tokens_per_s=200.0)
@@ -27,8 +28,15 @@ def test_what_arrives_in_a_window_is_counted_whoever_it_went_to(counts: list[int
         came["b" if at % 2 else "a"] += count
         reports = {name: replace(FRESH, arrived=n, prompt_tokens=n * tokens) for name, n in came.items()}
         seen = see(watch, float(at), **reports)
-    assert math.isclose(seen.short_prompt_tokens_per_s * len(counts), sum(counts) * tokens, abs_tol=1e-6)
-    assert math.isclose(seen.short_answer_tokens_per_s * len(counts), sum(counts) * ANSWER_TOKENS, abs_tol=1e-6)
+    assert math.isclose(seen.short_prompt_tokens_per_s * 1e3, sum(counts) * tokens, abs_tol=1e-6)
+    assert math.isclose(seen.short_answer_tokens_per_s * 1e3, sum(counts) * ANSWER_TOKENS, abs_tol=1e-6)
+
+
+def test_a_few_requests_at_once_are_no_rate_while_there_is_no_past():
+    watch = Watch(SPEC, 8, 0.0)
+    see(watch, 0.0, a=FRESH)
+    busy = replace(FRESH, arrived=10, prompt_tokens=1000)
+    assert [see(watch, now_s, a=busy).short_prompt_tokens_per_s for now_s in (1.0, 5.0, 10.0)] == [100.0] * 3
 
 
 def test_a_replica_that_leaves_takes_nothing_of_the_past_with_it():
@@ -37,7 +45,7 @@ def test_a_replica_that_leaves_takes_nothing_of_the_past_with_it():
     busy = replace(FRESH, arrived=10, prompt_tokens=1000)
     before = see(watch, 5.0, a=busy, b=busy)
     after = see(watch, 5.0, a=busy)
-    assert after.short_prompt_tokens_per_s == before.short_prompt_tokens_per_s == 400
+    assert after.short_prompt_tokens_per_s == before.short_prompt_tokens_per_s == 200
 
 
 def test_what_was_counted_before_the_watch_began_is_no_arrival():
@@ -55,10 +63,10 @@ def test_requests_that_wait_in_front_are_arrivals_and_wait():
     busy = replace(FRESH, arrived=10, prompt_tokens=1000, in_flight=8, waiting=3, waiting_tokens=300)
     seen = see(watch, 1.0, queued=20, a=busy)
     assert (seen.waiting_requests, seen.running_requests, seen.waiting_prompt_tokens) == (23, 5, 2300)
-    assert seen.short_prompt_tokens_per_s == 3000
+    assert seen.short_prompt_tokens_per_s == 300
     # they come to a replica: nobody has arrived
     moved = replace(busy, arrived=30, prompt_tokens=3000)
-    assert see(watch, 2.0, a=moved).short_prompt_tokens_per_s == 1500
+    assert see(watch, 2.0, a=moved).short_prompt_tokens_per_s == 300
 
 
 def test_metrics_are_as_old_as_those_of_the_replica_in_the_middle():
@@ -82,8 +90,11 @@ def test_what_replicas_measured_is_kept_while_none_runs_and_what_the_user_said_g
 def test_answers_are_expected_to_be_as_long_as_they_were():
     watch = Watch(SPEC, 8, 0.0)
     see(watch, 0.0, a=FRESH)
-    seen = see(watch, 1.0, a=replace(FRESH, arrived=10, answers=10, answer_tokens=300))
-    assert seen.short_answer_tokens_per_s == 300
+    seen = see(watch, 10.0, a=replace(FRESH, arrived=10, answers=10, answer_tokens=300))
+    # one answer that was short says little, many of them all
+    assert seen.short_answer_tokens_per_s == (10 * 30 + PRIOR * ANSWER_TOKENS) / (10 + PRIOR)
+    seen = see(watch, 20.0, a=replace(FRESH, arrived=20, answers=10_010, answer_tokens=300_300))
+    assert seen.short_answer_tokens_per_s == 30
 
 
 def test_a_report_comes_back_from_numbers_of_which_some_are_unknown():

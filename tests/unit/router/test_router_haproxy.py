@@ -66,7 +66,15 @@ def test_a_body_may_take_its_time(ours: str):
 def test_a_request_without_a_decision_goes_to_any_replica(ours: str):
     rules = [line.strip() for line in ours.splitlines() if line.strip().startswith("use_backend")]
     assert rules[-1] == "use_backend http-manta if is_http-manta"
-    assert not any("unknown_replica_id" in rule for rule in rules)
+
+
+def test_a_replica_that_is_too_new_for_this_process_is_reached_through_the_next_one(ours: str):
+    lines = [line.strip() for line in ours.splitlines()]
+    (rule,) = [line for line in lines if "unknown_replica_id" in line and line.startswith("use_")]
+    assert rule.startswith("use_backend again if ")
+    assert rule.endswith("!{ req.hdr(x-manta-again) -m found }")
+    assert lines.index(rule) < lines.index("use_backend http-manta if is_http-manta")
+    assert "server self 127.0.0.1:8000" in lines[lines.index("backend again") :]
 
 
 def test_each_error_page_is_named_once(ours: str):

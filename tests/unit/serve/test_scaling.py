@@ -104,7 +104,7 @@ class Fleet:
 def test_a_rise_makes_more_replicas_and_the_reason_is_told_once():
     fleet = Fleet()
     assert fleet.step(0, running=1) == 1
-    fleet.counts |= {"arrived": 100.0, "prompt_tokens": 4000.0}
+    fleet.counts |= {"arrived": 400.0, "prompt_tokens": 16000.0}
     assert fleet.step(0.1, running=1) == 1, "not before autoscale.interval_s"
     assert fleet.step(2, running=1) == 4
     assert fleet.step(0.1, running=1) == 4
