@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +83,23 @@ def find_done(link: Link) -> Artifact | None:
     if artifact.fingerprint != fingerprint_folder(link.folder):
         raise UserError(f"{link.folder} was changed after it was made: delete it, and the step is done again")
     return artifact
+
+
+def check_parent(chain: Sequence[Link], at: int, model: ModelSpec) -> None:
+    """Checks that what a step starts from is still what its key was made of.
+
+    Args:
+        chain: the steps.
+        at: the step's place among them.
+        model: the first model.
+
+    Raises:
+        UserError: when it was changed, or is gone.
+    """
+    if at == 0 and fingerprint_model(model) != chain[0].parent:
+        raise UserError(f"model.path={model.path}: it was changed since this run began; run the same command again")
+    if at > 0 and find_done(chain[at - 1]) is None:
+        raise UserError(f"{chain[at - 1].folder} is gone since this run began; run the same command again")
 
 
 def fingerprint_folder(folder: Path) -> str:

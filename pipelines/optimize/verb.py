@@ -15,8 +15,8 @@ from conf.errors import UserError
 from conf.schema.optimize import OptimizeJob
 from pipelines.artifact import Artifact, Form, read_artifact
 from pipelines.evaluate.size import weight_bytes
-from pipelines.optimize.chain import Link, find_done, link_steps
-from pipelines.optimize.check import check_room, check_step
+from pipelines.optimize.chain import Link, check_parent, find_done, link_steps
+from pipelines.optimize.check import check_room, check_steps
 from pipelines.optimize.environment import check_site
 from pipelines.optimize.examples import Examples, read_examples
 from pipelines.optimize.fragment import check_name, register
@@ -88,9 +88,9 @@ def _check(job: OptimizeJob) -> dict[str, Any]:
         check_name(job.title)
     for name, step in job.recipe.steps.items():
         check_site(name, step)
-        check_step(name, step, config)
         if step.needs_rows and job.data.input is None:
             raise UserError(f"recipe.steps.{name} ({step.kind.value}) needs rows: set data.input, or data=NAME")
+    check_steps(job.recipe.steps, config)
     check_room(job.model.path)
     return config
 
@@ -138,6 +138,7 @@ def _run_missing(
                     say(f"{title}: done before")
                 else:
                     say(title)
+                    check_parent(chain, number - 1, job.model)
                     share = share_of(link.spec, connection.resources)
                     task = StepTask(
                         spec=link.spec,
