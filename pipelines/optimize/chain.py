@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conf.errors import UserError
+from conf.schema.export import ExportFormat
 from conf.schema.model import ModelSpec
 from conf.schema.recipe import RecipeSpec
 from conf.schema.step import StepKind, StepSpec
@@ -34,7 +35,9 @@ class Link:
         """How the weights of its result lie."""
         if self.spec.kind is StepKind.quantize:
             return Form.compressed
-        return Form.onnx if self.spec.kind is StepKind.export else Form.plain
+        if self.spec.kind is StepKind.export:
+            return Form.gguf if self.spec.export.format is ExportFormat.gguf else Form.onnx
+        return Form.plain
 
 
 def link_steps(recipe: RecipeSpec, fingerprint: str, rows: str | None, seed: int, store: Path) -> list[Link]:

@@ -178,8 +178,8 @@ def _summary(job: OptimizeJob, target: Path, chain: list[Link], done: dict[str, 
         f"weights  {before / 1e6:,.2f} MB -> {after / 1e6:,.2f} MB ({after / before - 1:+.0%})",
         f"{chain[-1].name}  {_words(last.measured)}",
     ]
-    is_edge = last.form in (Form.onnx, Form.gguf)
-    engine, parents = (" engine=edge", " quality.parent_kind=vllm") if is_edge else ("", "")
+    name = {Form.onnx: "edge", Form.gguf: "gguf"}.get(last.form)
+    engine, parents = (f" engine={name}", " quality.parent_kind=vllm") if name else ("", "")
     if job.output.register:
         path = register(job.title, target)
         lines.append(f"model={job.title}  {path}")
