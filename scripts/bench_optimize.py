@@ -124,7 +124,8 @@ def manta(*words: str) -> str:
     Raises:
         RuntimeError: when it fails.
     """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    path = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     print("manta", *words, file=sys.stderr, flush=True)
     line = [sys.executable, "-m", "conf.cli", *words]
     done = subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
