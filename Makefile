@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-deps --no-input
 
-.PHONY: help install optimize demo test lint types contracts unit slow render lock wire clean
+.PHONY: help install optimize gguf demo test lint types contracts unit slow render lock wire clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ $(OPTIMIZE): requirements/optimize.txt $(STAMP)
 	@rm -rf $(VENV)/optimize
 	@$(PIP_INSTALL) --target $(VENV)/optimize -r requirements/optimize.txt
 	@touch $@
+
+gguf: $(STAMP) ## install what recipe=gguf and engine=gguf need: llama.cpp
+	@$(PIP_INSTALL) -r requirements/gguf.txt
 
 demo: $(STAMP) ## run the shipped model over the shipped tickets
 	@$(BIN)/manta batch model=demo data=tickets output.path=$(DEMO_OUT) output.overwrite=true

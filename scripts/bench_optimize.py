@@ -2,10 +2,11 @@ r"""One row for each recipe: made by manta optimize, measured by manta evaluate,
 
     python scripts/bench_optimize.py --out docs/benchmarks/optimization
     python scripts/bench_optimize.py --model demo --recipes w8a8 w4a16 --rows 300 --work out/optimize --out /tmp/table
+    python scripts/bench_optimize.py --model out/teacher --steps 200 --work out/large --out /tmp/large
 
 Steps learn and calibrate on tickets of the training pool; all models are asked the same held-out tickets. Results and
 cards lie below --work, and what is there is not made again: a run that broke goes on. --out gets the cards (.json) and
-quality against speed (.html); the table is printed.
+quality against speed (.html); the table is printed. --no-runs measures quality alone, on a machine that others use.
 """
 
 from __future__ import annotations
@@ -35,9 +36,22 @@ class Case:
     words: tuple[str, ...] = ()
     engine: tuple[str, ...] = ()
     """Words of manta evaluate."""
+    course: str | None = None
+    """The key below which it says how it trains."""
+    steps: int = 0
+    """Of the training, of `BATCH` rows each."""
+
+    def words_for(self, steps: int | None) -> tuple[str, ...]:
+        """Returns its words, with another number of steps where one is given."""
+        if self.course is None:
+            return self.words
+        count = steps or self.steps
+        rows = min(TRAINING_ROWS, BATCH * count)
+        return (*self.words, f"{self.course}.steps={count}", f"examples.rows={rows}")
 
 
-_LEARN = ("examples.rows=12800", "recipe.steps.distill.distill.steps=400")
+DISTILL, QAT = "recipe.steps.distill.distill", "recipe.steps.quantize.quantize.qat"
+BATCH = 32
 CASES = {
     case.recipe: case
     for case in (
@@ -45,22 +59,26 @@ CASES = {
         Case(recipe="w8a8_static", words=("examples.rows=128",)),
         Case(recipe="w4a16", words=("examples.rows=128",)),
         Case(recipe="w4a16_awq", words=("examples.rows=32",)),
-        Case(recipe="qat_w4", words=("examples.rows=1600", "recipe.steps.quantize.quantize.qat.steps=50")),
+        Case(recipe="qat_w4", course=QAT, steps=50),
         Case(recipe="magnitude"),
         Case(recipe="wanda", words=("examples.rows=256",)),
         Case(recipe="sparse_2of4", words=("examples.rows=256",)),
-        Case(
-            recipe="magnitude_distill",
-            words=("examples.rows=4800", "recipe.steps.distill.distill.steps=150"),
-        ),
+        Case(recipe="sparse_2of4_distill", course=DISTILL, steps=150),
+        Case(recipe="magnitude_distill", course=DISTILL, steps=150),
         Case(recipe="depth", words=("examples.rows=256",)),
-        Case(recipe="width_distill", words=_LEARN),
-        Case(recipe="prune_distill_int8", words=_LEARN),
+        Case(recipe="width_distill", course=DISTILL, steps=400),
+        Case(recipe="prune_distill_int8", course=DISTILL, steps=400),
+        Case(recipe="gguf", engine=("engine=gguf", "quality.parent_kind=vllm")),
+        Case(recipe="gguf_int4", engine=("engine=gguf", "quality.parent_kind=vllm")),
         Case(recipe="onnx_int8", engine=("engine=edge", "quality.parent_kind=vllm")),
         # emulated on a CPU, and there hundreds of times slower
         Case(recipe="fp8"),
     )
 }
+
+
+LATER = ("fp8", "gguf", "gguf_int4")
+"""Those that are asked for by name: hundreds of times slower on a CPU, or an extra."""
 
 
 def run(case: Case, args: argparse.Namespace, rows: Path) -> float:
@@ -74,8 +92,8 @@ def run(case: Case, args: argparse.Namespace, rows: Path) -> float:
     data = ("data=tickets", f"data.input={rows}")
     store = f"output.store={args.work / 'steps'}"
     manta(
-        "optimize", f"model={args.model}", f"recipe={case.recipe}", f"output.path={out}", store, *data, *case.words,
-        "output.register=false",
+        "optimize", f"model={args.model}", f"recipe={case.recipe}", f"output.path={out}", store, *data,
+        *case.words_for(args.steps), "output.register=false",
     )  # fmt: skip
     took = time.monotonic() - began
     evaluate(out, args, f"parent={args.model}", *case.engine)
@@ -88,7 +106,16 @@ def evaluate(folder: Path | str, args: argparse.Namespace, *words: str) -> None:
     if not (out / "card.json").exists():
         where = f"model={folder}" if isinstance(folder, str) else f"model.path={folder}"
         measured = (f"data.limit={args.rows}", f"speed.runs={args.runs}", f"output.path={out}")
-        manta("evaluate", where, "data=tickets", *measured, *words)
+        asked = () if args.rows <= demo_tickets.DEMO_ROWS else (f"data.input={held_out(args)}",)
+        manta("evaluate", where, "data=tickets", *asked, *measured, *words)
+
+
+def held_out(args: argparse.Namespace) -> Path:
+    """Returns a file of more held-out tickets than are shipped: those, and what the same seed goes on with."""
+    path = args.work / f"held-{args.rows}.jsonl"
+    if not path.exists():
+        path.write_text(demo_tickets.rows_to_jsonl(demo_tickets.make_rows(args.rows)))
+    return path
 
 
 def manta(*words: str) -> str:
@@ -97,7 +124,8 @@ def manta(*words: str) -> str:
     Raises:
         RuntimeError: when it fails.
     """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    path = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     print("manta", *words, file=sys.stderr, flush=True)
     line = [sys.executable, "-m", "conf.cli", *words]
     done = subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
@@ -132,9 +160,11 @@ def main() -> None:
     """Runs what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--recipes", nargs="+", default=[name for name in CASES if name != "fp8"], choices=CASES)
+    parser.add_argument("--recipes", nargs="+", default=[name for name in CASES if name not in LATER], choices=CASES)
     parser.add_argument("--rows", type=int, default=600, help="held-out tickets that each model is asked")
     parser.add_argument("--runs", type=int, default=3, help="of each measurement of speed")
+    parser.add_argument("--no-runs", dest="runs", action="store_const", const=0, help="measure no speed")
+    parser.add_argument("--steps", type=int, help="of what trains, in place of each recipe's own")
     parser.add_argument("--work", type=Path, default=Path("out/optimize"))
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -147,7 +177,7 @@ def main() -> None:
     seconds: dict[str, float] = {}
     for name in args.recipes:
         seconds[name] = round(run(CASES[name], args, rows), 1)
-        write(args, [args.model, *args.recipes], seconds)
+        write(args, [Path(args.model).name, *args.recipes], seconds)
 
 
 if __name__ == "__main__":

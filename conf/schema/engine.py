@@ -11,10 +11,13 @@ from conf.schema.service import ServiceSpec
 
 
 class EngineKind(Enum):
-    """Which adapter answers: vLLM or onnxruntime in the replica, a ``service`` elsewhere, or nothing but a ``fake``."""
+    """Which adapter answers: vLLM, onnxruntime or llama.cpp (``gguf``) in the replica, a ``service`` elsewhere, or
+    nothing but a ``fake``.
+    """
 
     vllm = "vllm"
     onnx = "onnx"
+    gguf = "gguf"
     fake = "fake"
     service = "service"
 

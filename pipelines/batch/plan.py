@@ -29,6 +29,7 @@ from serve.engine.adapters import check_adapters
 from serve.engine.arguments import check_engine_arguments
 from serve.engine.capability import check_task, is_cross_encoder, labels, overridden
 from serve.engine.fingerprint import fingerprint_model
+from serve.engine.gguf.limits import check_gguf, check_gguf_sampling
 from serve.engine.onnx.limits import check_edge, check_edge_sampling, check_not_edge
 from serve.engine.placement import Placement, place
 from serve.engine.prompt import check_partition, context_tokens, read_model_config
@@ -82,6 +83,9 @@ def make_plan(job: BatchJob, now: float | None = None) -> Plan:
     if job.engine.kind is EngineKind.onnx:
         check_edge(job.model, job.engine, job.task)
         check_edge_sampling(job.sampling)
+    elif job.engine.kind is EngineKind.gguf:
+        check_gguf(job.model, job.engine, job.task)
+        check_gguf_sampling(job.sampling)
     else:
         check_engine_arguments(job.engine.vllm)
         check_not_edge(job.model, job.engine)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from conf.errors import UserError
-from pipelines.evaluate.tensors import read_tensors, read_weights
+from pipelines.matrices import Matrix, sparsity, two_of_four
+from pipelines.tensors import read_tensors, read_weights
 
 WEIGHTS = ("*.safetensors", "*.onnx", "*.onnx.data", "*.onnx_data", "*.gguf", "*.bin")
 """Files that hold weights."""
@@ -57,19 +57,17 @@ def measure_size(folder: Path, config: Mapping[str, Any], known: Mapping[str, An
     Raises:
         UserError: when a file cannot be read.
     """
-    count = parameters_bytes = linear = linear_bytes = zeros = fours = pairs = 0
+    count = parameters_bytes = linear_bytes = 0
+    matrices: list[Matrix] = []
     try:
         for weight in read_weights(read_tensors(folder), config):
-            size = int(np.prod(weight.shape))
-            count, parameters_bytes = count + size, parameters_bytes + weight.num_bytes
-            if not weight.is_linear:
-                continue
-            linear, linear_bytes = linear + size, linear_bytes + weight.num_bytes
-            zeros += int(weight.zeros.sum())
-            whole = weight.zeros[:, : weight.shape[1] // 4 * 4].reshape(-1, 4)
-            fours, pairs = fours + len(whole), pairs + int((whole.sum(axis=1) >= 2).sum())
+            count, parameters_bytes = count + math.prod(weight.shape), parameters_bytes + weight.num_bytes
+            if weight.is_linear:
+                linear_bytes += weight.num_bytes
+                matrices.append(Matrix.of(weight))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"model.path={folder}: its weights cannot be read: {error}") from error
+    linear = sum(matrix.size for matrix in matrices)
     told = (known or {}).get("parameters")
     return Size(
         disk_bytes=weight_bytes(folder),
@@ -77,6 +75,6 @@ def measure_size(folder: Path, config: Mapping[str, Any], known: Mapping[str, An
         bits_per_parameter=8 * parameters_bytes / count if count else None,
         linear_parameters=linear or None,
         linear_bits=8 * linear_bytes / linear if linear else None,
-        linear_sparsity=zeros / linear if linear else None,
-        two_of_four=pairs / fours if fours else None,
+        linear_sparsity=sparsity(matrices) if matrices else None,
+        two_of_four=two_of_four(matrices) if any(matrix.groups for matrix in matrices) else None,
     )

@@ -33,8 +33,9 @@ def run(job: BatchJob) -> int:
         UserError: for what `manta batch` would refuse, and for a model that does not fit on the devices.
     """
     began = time.monotonic()
-    if job.engine.kind is EngineKind.onnx:
-        raise UserError("manta plan knows vLLM's speed, not that of engine=edge: time a small job, data.limit=200")
+    if job.engine.kind in (EngineKind.onnx, EngineKind.gguf):
+        name = "edge" if job.engine.kind is EngineKind.onnx else "gguf"
+        raise UserError(f"manta plan knows vLLM's speed, not that of engine={name}: time a small job, data.limit=200")
     if job.engine.kind is EngineKind.service:
         plan = make_plan(absolute(job))
         sample = take_sample(plan, job.plan)

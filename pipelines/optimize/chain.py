@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from conf.errors import UserError
+from conf.schema.export import ExportFormat
 from conf.schema.model import ModelSpec
 from conf.schema.recipe import RecipeSpec
 from conf.schema.step import StepKind, StepSpec
@@ -33,7 +35,9 @@ class Link:
         """How the weights of its result lie."""
         if self.spec.kind is StepKind.quantize:
             return Form.compressed
-        return Form.onnx if self.spec.kind is StepKind.export else Form.plain
+        if self.spec.kind is StepKind.export:
+            return Form.gguf if self.spec.export.format is ExportFormat.gguf else Form.onnx
+        return Form.plain
 
 
 def link_steps(recipe: RecipeSpec, fingerprint: str, rows: str | None, seed: int, store: Path) -> list[Link]:
@@ -82,6 +86,23 @@ def find_done(link: Link) -> Artifact | None:
     if artifact.fingerprint != fingerprint_folder(link.folder):
         raise UserError(f"{link.folder} was changed after it was made: delete it, and the step is done again")
     return artifact
+
+
+def check_parent(chain: Sequence[Link], at: int, model: ModelSpec) -> None:
+    """Checks that what a step starts from is still what its key was made of.
+
+    Args:
+        chain: the steps.
+        at: the step's place among them.
+        model: the first model.
+
+    Raises:
+        UserError: when it was changed, or is gone.
+    """
+    if at == 0 and fingerprint_model(model) != chain[0].parent:
+        raise UserError(f"model.path={model.path}: it was changed since this run began; run the same command again")
+    if at > 0 and find_done(chain[at - 1]) is None:
+        raise UserError(f"{chain[at - 1].folder} is gone since this run began; run the same command again")
 
 
 def fingerprint_folder(folder: Path) -> str:

@@ -11,12 +11,16 @@ from typing import Any
 
 from conf.errors import UserError
 from conf.schema.distill import DistillSpec
+from conf.schema.export import ExportFormat
 from conf.schema.step import StepKind, StepSpec
 
 FOLDER = "MANTA_OPTIMIZE_SITE"
 """The environment variable that names the folder, where it is not in its usual place."""
 ROOT = Path(__file__).resolve().parent.parent.parent
-NAMES = ("torch", "transformers", "llmcompressor", "compressed-tensors", "torchao", "onnx", "onnxruntime")
+NAMES = (
+    *("torch", "transformers", "llmcompressor", "compressed-tensors", "torchao"),
+    *("onnx", "onnxruntime", "gguf", "xllamacpp"),
+)
 """Libraries whose versions an artifact's record names."""
 
 
@@ -37,6 +41,10 @@ def check_site(name: str, step: StepSpec) -> None:
     """
     if step.kind is StepKind.distill and isinstance(step.part, DistillSpec):
         return  # torch and transformers are enough
+    if step.kind is StepKind.export and step.export.format is ExportFormat.gguf:
+        if missing := [each for each in ("gguf", "xllamacpp") if find_spec(each) is None]:
+            raise UserError(f"recipe.steps.{name} needs {' and '.join(missing)}, an extra: run 'make gguf'")
+        return
     library = "onnx" if step.kind is StepKind.export else "llmcompressor"
     if not (site() / library).is_dir() and find_spec(library) is None:
         raise UserError(

@@ -15,8 +15,8 @@ from conf.errors import UserError
 from conf.schema.optimize import OptimizeJob
 from pipelines.artifact import Artifact, Form, read_artifact
 from pipelines.evaluate.size import weight_bytes
-from pipelines.optimize.chain import Link, find_done, link_steps
-from pipelines.optimize.check import check_room, check_step
+from pipelines.optimize.chain import Link, check_parent, find_done, link_steps
+from pipelines.optimize.check import check_room, check_steps
 from pipelines.optimize.environment import check_site
 from pipelines.optimize.examples import Examples, read_examples
 from pipelines.optimize.fragment import check_name, register
@@ -88,9 +88,9 @@ def _check(job: OptimizeJob) -> dict[str, Any]:
         check_name(job.title)
     for name, step in job.recipe.steps.items():
         check_site(name, step)
-        check_step(name, step, config)
         if step.needs_rows and job.data.input is None:
             raise UserError(f"recipe.steps.{name} ({step.kind.value}) needs rows: set data.input, or data=NAME")
+    check_steps(job.recipe.steps, config)
     check_room(job.model.path)
     return config
 
@@ -138,6 +138,7 @@ def _run_missing(
                     say(f"{title}: done before")
                 else:
                     say(title)
+                    check_parent(chain, number - 1, job.model)
                     share = share_of(link.spec, connection.resources)
                     task = StepTask(
                         spec=link.spec,
@@ -177,8 +178,8 @@ def _summary(job: OptimizeJob, target: Path, chain: list[Link], done: dict[str, 
         f"weights  {before / 1e6:,.2f} MB -> {after / 1e6:,.2f} MB ({after / before - 1:+.0%})",
         f"{chain[-1].name}  {_words(last.measured)}",
     ]
-    is_edge = last.form in (Form.onnx, Form.gguf)
-    engine, parents = (" engine=edge", " quality.parent_kind=vllm") if is_edge else ("", "")
+    name = {Form.onnx: "edge", Form.gguf: "gguf"}.get(last.form)
+    engine, parents = (f" engine={name}", " quality.parent_kind=vllm") if name else ("", "")
     if job.output.register:
         path = register(job.title, target)
         lines.append(f"model={job.title}  {path}")

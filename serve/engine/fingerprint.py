@@ -8,7 +8,7 @@ from typing import Any
 
 from conf.schema.model import ModelSpec
 
-SUFFIXES = (".json", ".jinja", ".safetensors", ".model", ".txt", ".bin", ".py", ".onnx", ".data")
+SUFFIXES = (".json", ".jinja", ".safetensors", ".model", ".txt", ".bin", ".py", ".onnx", ".data", ".gguf")
 """Of the files that decide what a model answers."""
 _SAMPLE_BYTES = 64 << 10
 _SAMPLES = 32

@@ -11,6 +11,7 @@ from typing import Any
 from conf.errors import UserError
 from conf.schema.model import ModelSpec
 from serve.engine.errors import RequestRejected
+from serve.engine.gguf.folder import is_gguf_folder
 from serve.engine.onnx.layout import is_edge_folder
 from serve.engine.tokenizer import PlainTokenizer
 
@@ -101,7 +102,7 @@ def _load_tokenizer(model: ModelSpec) -> Any:
     Raises:
         UserError: when it cannot be loaded.
     """
-    if is_edge_folder(model.path):
+    if is_edge_folder(model.path) or is_gguf_folder(model.path):
         return PlainTokenizer(Path(model.tokenizer or model.path).expanduser())
     from transformers import AutoTokenizer
 

@@ -54,6 +54,10 @@ async def start_engine(
         from serve.engine.onnx import start_onnx
 
         return await start_onnx(model, spec, max_model_len, share)
+    if spec.kind is EngineKind.gguf:
+        from serve.engine.gguf.start import start_gguf
+
+        return await start_gguf(model, spec, max_model_len, share)
     from serve.engine.vllm import start_vllm
 
     return await start_vllm(model, spec, device, share, task)

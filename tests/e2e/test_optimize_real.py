@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,13 @@ from conf import entry
 CASES = {path.stem: path for path in sorted((ROOT / "tests" / "e2e" / "recipes").glob("*.yaml"))}
 QUICK = ("w8a8",)
 """Those of the default run."""
+GGUF = pytest.mark.skipif(find_spec("xllamacpp") is None, reason="GGUF is an extra: make gguf")
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+
+
+def marks(name: str) -> list[pytest.MarkDecorator]:
+    """Of a case."""
+    return [*([] if name in QUICK else [pytest.mark.slow]), *([GGUF] if name.startswith("gguf") else [])]
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +44,7 @@ def test_every_recipe_has_a_case():
     assert sorted(CASES) == sorted(set(entry.options("recipe")) - {"custom", "distill"})
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CASES]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in CASES])
 def test_a_recipe_s_result_answers_in_the_engine(name: str, tickets: Path, tmp_path: Path):
     case: dict[str, Any] = yaml.safe_load(CASES[name].read_text())
     more = case.get("words", [])

@@ -141,8 +141,8 @@ def _checks_in(names: dict[str, Any]) -> dict[str, Any]:
 
 
 GRAMMAR_CHECKS = _checks_in(vars(contract_grammar))
-WITHOUT_GRAMMARS = (EngineKind.fake, EngineKind.onnx)
-"""They have no compiler for them: the fake goes on without, the edge engine rejects the row."""
+WITHOUT_GRAMMARS = (EngineKind.fake, EngineKind.onnx, EngineKind.gguf)
+"""They have no compiler for them: the fake goes on without, those of the edge reject the row."""
 CHECKS = {**_checks_in(vars(contract_samples)), **GRAMMAR_CHECKS, **_checks_in(globals())}  # close is last
 
 

@@ -12,22 +12,26 @@ from pathlib import Path
 import pytest
 from contract import CHECKS, GRAMMAR_CHECKS
 from edge_model import NEEDS_ONNX, exports
+from gguf_model import NEEDS_GGUF, gguf_exports
 
 ENGINES = {
     "fake": {"kind": "fake"},
     "onnx": {"kind": "onnx"},
+    "gguf": {"kind": "gguf"},
     "vllm_inline": {"kind": "vllm", "process": "inline"},
     "vllm_separate": {"kind": "vllm", "process": "separate"},
     "vllm_tp2": {"kind": "vllm", "tensor_parallel_size": 2},
     "vllm_pp2": {"kind": "vllm", "pipeline_parallel_size": 2},
 }
-WITHOUT_GRAMMARS = ("fake", "onnx")
-"""The fake knows nothing of them; the edge engine rejects such a row, which a test below shows."""
+WITHOUT_GRAMMARS = ("fake", "onnx", "gguf")
+"""The fake knows nothing of them; those of the edge reject such a row, which tests of theirs show."""
 # an engine's start is most of a minute; these two are what services start, in the tests of theirs
-MARKS = {"onnx": NEEDS_ONNX, "vllm_separate": pytest.mark.slow, "vllm_tp2": pytest.mark.slow}
+MARKS = {"onnx": NEEDS_ONNX, "gguf": NEEDS_GGUF, "vllm_separate": pytest.mark.slow, "vllm_tp2": pytest.mark.slow}
 
 
 def contract(engine: str) -> dict:
+    if engine == "gguf":
+        return run_in_own_process({**ENGINES[engine], "model": str(gguf_exports()["demo"][0])})
     if engine != "onnx":
         return run_in_own_process(ENGINES[engine])
     return run_in_own_process({**ENGINES[engine], "model": str(exports()["demo_blocks"][0])})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipelines.optimize.weights import is_linear
+from pipelines.tensors import is_linear
 
 if TYPE_CHECKING:
     import torch

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from conf.schema.export import ExportSpec
+from conf.schema.export import ExportFormat, ExportSpec
+from pipelines.optimize.export.gguf_file import gguf_refusal
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -35,6 +36,8 @@ def refusal(config: Mapping[str, Any], spec: ExportSpec) -> str | None:
     kinds = sorted(set(config.get("layer_types") or ()))
     if len(kinds) > 1:
         return f"export knows layers of one kind; the model has {', '.join(kinds)}"
+    if spec.format is ExportFormat.gguf and (why := gguf_refusal(config)):
+        return why
     own = config["max_position_embeddings"]
     if spec.context is not None and spec.context > own:
         return f"export.context must be <= max_position_embeddings={own}, got {spec.context}"

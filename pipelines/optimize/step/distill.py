@@ -8,12 +8,13 @@ from typing import Any
 
 from conf.schema.distill import DistillSpec
 from conf.schema.model import ModelSpec
+from pipelines.matrices import describe_sparsity, read_matrices
 from pipelines.optimize.decoder import check_plain, check_shape, pick_device, read_config
 from pipelines.optimize.distill.course import Worker, learn, plan_rows
 from pipelines.optimize.distill.group import learn_together
 from pipelines.optimize.distill.lesson import answer_once, store_once, writes_answers
 from pipelines.optimize.step.task import Example, StepFailed, StepTask
-from pipelines.optimize.weights import count_parameters, describe_sparsity, read_matrices
+from pipelines.tensors import count_parameters
 from serve.engine.fingerprint import fingerprint_model
 
 

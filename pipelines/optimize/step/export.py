@@ -1,4 +1,4 @@
-"""From a checkpoint to a folder that engine=edge runs: graph, shapes, tokenizer, configuration."""
+"""From a checkpoint to a folder that engine=edge or engine=gguf runs: weights, tokenizer, configuration."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ from typing import Any
 
 import numpy as np
 
-from conf.schema.export import ExportScheme, ExportSpec
+from conf.schema.export import ExportFormat, ExportScheme, ExportSpec
 from pipelines.optimize.decoder import load_decoder
 from pipelines.optimize.export.known import refusal, window
 from pipelines.optimize.step.task import StepFailed, StepTask
 from serve.engine.onnx.layout import EdgeModel
 
-GRAPH, WEIGHTS = "model.onnx", "model.onnx.data"
+GRAPH, WEIGHTS, GGUF = "model.onnx", "model.onnx.data", "model.gguf"
 WRONG = 0.5
 """Standard deviations of logits: few bits move them less, a graph that computes something else moves them more."""
+HALF = 0.05
+"""The same of a GGUF file in float32: llama.cpp keeps keys and values in 16 bits."""
 
 
 def run(task: StepTask) -> dict[str, Any]:
     """Exports a checkpoint, and compares what the graph computes with it.
 
     Returns:
-        ``parameters``, ``bytes`` of graph and weights, ``max_logit_difference``, ``logit_error`` in standard deviations
-        of the logits, ``greedy_tokens`` compared and how many of them are equal.
+        ``parameters``, ``bytes`` of graph and weights, ``greedy_tokens`` compared and how many of them are equal,
+        ``logit_error`` in standard deviations of the logits, and the largest difference of logits (of a GGUF file, of
+        log-probabilities).
 
     Raises:
         StepFailed: when the model is of no kind that is known, or the graph does not compute what it does.
     """
     import torch
-
-    from pipelines.optimize.export.agreement import compare, prompts_of
 
     spec = task.spec.export
     plain = json.loads((task.source / "config.json").read_text(encoding="utf-8"))
@@ -40,9 +41,39 @@ def run(task: StepTask) -> dict[str, Any]:
         raise StepFailed(why)
     context = spec.context or plain["max_position_embeddings"]
     hf = load_decoder(task.source, torch.float32)
+    is_gguf = spec.format is ExportFormat.gguf
+    measured = _export_gguf(hf, task, context) if is_gguf else _export_graph(hf, plain, task, context)
+    _copy_configuration(task.source, task.target, context)
+    files = [task.target / name for name in (GRAPH, WEIGHTS, GGUF)]
+    size = sum(path.stat().st_size for path in files if path.exists())
+    return {"parameters": sum(weight.numel() for weight in hf.parameters()), "bytes": size, **measured}
+
+
+def _export_gguf(hf: Any, task: StepTask, context: int) -> dict[str, Any]:
+    from pipelines.optimize.export.gguf_agreement import compare_next
+    from pipelines.optimize.export.gguf_file import write_gguf
+
+    scheme, file = task.spec.export.scheme, task.target / GGUF
+    write_gguf(hf, task.source, scheme, context, _end_ids(hf, hf.config), file)
+    found = compare_next(hf, file, task.seed)
+    if not found.relative < (HALF if scheme is ExportScheme.fp32 else WRONG):  # nan too
+        raise StepFailed(
+            f"llama.cpp computes something else: its log-probabilities are off by {found.relative:.2g} deviations"
+        )
+    return {
+        "max_logprob_difference": found.difference,
+        "logit_error": found.relative,
+        "greedy_tokens": found.places,
+        "greedy_tokens_equal": found.equal,
+    }
+
+
+def _export_graph(hf: Any, plain: dict[str, Any], task: StepTask, context: int) -> dict[str, Any]:
+    from pipelines.optimize.export.agreement import compare, prompts_of
+
+    spec = task.spec.export
     edge = _write_graph(hf, window(plain), spec, context, task.target)
     edge.write(task.target)
-    _copy_configuration(task.source, task.target, context)
     agreement = compare(hf, task.target, edge, prompts_of(edge.vocabulary, context, task.seed))
     if spec.scheme is ExportScheme.fp32 and agreement.equal < agreement.places:
         raise StepFailed(
@@ -54,8 +85,6 @@ def run(task: StepTask) -> dict[str, Any]:
             f"the graph computes something else: its logits are off by {agreement.relative:.2g} deviations"
         )
     return {
-        "parameters": sum(weight.numel() for weight in hf.parameters()),
-        "bytes": sum((task.target / name).stat().st_size for name in (GRAPH, WEIGHTS)),
         "max_logit_difference": agreement.difference,
         "logit_error": agreement.relative,
         "greedy_tokens": agreement.places,

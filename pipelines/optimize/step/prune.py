@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.schema.prune import STRUCTURED, Pattern, PruneMethod, PruneSpec
+from pipelines.matrices import Matrix, describe_sparsity, read_matrices
 from pipelines.optimize.decoder import check_plain, check_shape, load_decoder, pick_device, read_config, save_decoder
 from pipelines.optimize.prune.calibrated import prune_by_rows
 from pipelines.optimize.prune.depth import choose_depth
@@ -13,15 +14,10 @@ from pipelines.optimize.prune.kept import build_smaller
 from pipelines.optimize.prune.magnitude import prune_by_magnitude
 from pipelines.optimize.prune.width import choose_width
 from pipelines.optimize.step.task import StepFailed, StepTask
-from pipelines.optimize.weights import (
-    TOLERANCE,
-    Matrix,
-    count_parameters,
-    describe_sparsity,
-    is_linear,
-    read_matrices,
-)
+from pipelines.tensors import count_parameters, is_linear
 
+TOLERANCE = 0.01
+"""SparseGPT rounds in blocks of columns, so a matrix's sparsity may be off by less than this."""
 SHAPE_KEYS = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "hidden_size")
 
 
@@ -141,9 +137,9 @@ def check_zeros(before: dict[str, Matrix], after: list[Matrix], spec: PruneSpec)
                 f"prune.method={spec.method.value} brought {matrix.name} to a sparsity of {matrix.sparsity:.4f},"
                 f" asked for prune.sparsity={spec.sparsity}"
             )
-        if spec.pattern is Pattern.two_of_four and matrix.fours < matrix.size // 4:
+        if spec.pattern is Pattern.two_of_four and matrix.fours < matrix.groups:
             raise StepFailed(
-                f"prune.method={spec.method.value} left {matrix.size // 4 - matrix.fours} groups of four with fewer"
+                f"prune.method={spec.method.value} left {matrix.groups - matrix.fours} groups of four with fewer"
                 f" than two zeros in {matrix.name}"
             )
     if not any(matrix.zeros > before[matrix.name].zeros for matrix in after):

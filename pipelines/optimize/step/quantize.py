@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from conf.schema.quantize import QuantizeSpec, Rounding
-from pipelines.evaluate.tensors import read_tensors
 from pipelines.optimize.decoder import copy_tokenizer, load_decoder, narrow
 from pipelines.optimize.quantize.scheme import choose_group, quantization_config
 from pipelines.optimize.step.task import StepFailed, StepTask
+from pipelines.tensors import read_tensors
 
 
 def run(task: StepTask) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from conf.schema.sampling import SamplingSpec
 from conf.schema.task import Task
 from serve.engine.adapters import check_adapter_name
 from serve.engine.errors import RequestRejected
+from serve.engine.gguf.folder import is_gguf_folder
 from serve.engine.onnx.layout import EdgeModel, is_edge_folder, read_edge_model
 from serve.engine.onnx.slots import Slots
 from serve.engine.protocol import Request
@@ -44,13 +45,15 @@ def check_edge(model: ModelSpec, engine: EngineSpec, task: Task) -> EdgeModel:
 
 
 def check_not_edge(model: ModelSpec, engine: EngineSpec) -> None:
-    """Checks that an exported model is not given to vLLM, which reads no ONNX.
+    """Checks that an exported model is not given to vLLM, which reads no ONNX and no GGUF.
 
     Raises:
         UserError: when it is.
     """
     if engine.kind is EngineKind.vllm and is_edge_folder(model.path):
         raise UserError(f"model.path={model.path} was exported for engine=edge; engine.kind is {engine.kind.value}")
+    if engine.kind is EngineKind.vllm and is_gguf_folder(model.path):
+        raise UserError(f"model.path={model.path} was exported for engine=gguf; engine.kind is {engine.kind.value}")
 
 
 def check_edge_sampling(sampling: SamplingSpec) -> None:

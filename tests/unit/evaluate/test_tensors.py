@@ -9,7 +9,7 @@ import pytest
 
 from conf.errors import UserError
 from pipelines.evaluate.size import measure_size
-from pipelines.evaluate.tensors import read_tensors, read_weights, unpack
+from pipelines.tensors import read_tensors, read_weights, unpack
 
 W4 = {"quantization_config": {"config_groups": {"group_0": {"weights": {"num_bits": 4}}}}}
 

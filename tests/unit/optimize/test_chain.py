@@ -8,11 +8,13 @@ import pytest
 
 from conf import entry
 from conf.errors import UserError
+from conf.schema.model import ModelSpec
 from conf.schema.quantize import QuantizeSpec, Scheme
 from conf.schema.recipe import RecipeSpec
 from conf.schema.step import StepKind, StepSpec
 from pipelines.artifact import Artifact, Form, read_artifact
-from pipelines.optimize.chain import Link, find_done, fingerprint_folder, link_steps
+from pipelines.optimize.chain import Link, check_parent, find_done, fingerprint_folder, link_steps
+from serve.engine.fingerprint import fingerprint_model
 
 PRUNE, DISTILL = StepSpec(kind=StepKind.prune), StepSpec(kind=StepKind.distill)
 W8A8 = StepSpec(kind=StepKind.quantize)
@@ -123,3 +125,18 @@ def test_a_record_that_is_none_is_named(made: Link, text: str):
     (made.folder / "artifact.json").write_text(text)
     with pytest.raises(UserError, match=r"artifact\.json cannot be read"):
         read_artifact(made.folder)
+
+
+def test_a_step_whose_parent_changed_meanwhile_is_not_run(made: Link, tmp_path: Path):
+    model = ModelSpec(path=str(made.folder))
+    steps = {"cut": PRUNE, "bits": W8A8}
+    chain = link_steps(RecipeSpec(steps=steps), fingerprint_model(model), None, 0, tmp_path)
+    check_parent(chain, 0, model)
+    with pytest.raises(UserError, match=r"cut-.* is gone since this run began"):
+        check_parent(chain, 1, model)
+    (made.folder / "config.json").write_text('{"hidden_size": 2}')
+    with pytest.raises(UserError, match=r"^model\.path=.*: it was changed since this run began"):
+        check_parent(chain, 0, model)
+    chain = [made, *chain[1:]]
+    with pytest.raises(UserError, match="was changed after it was made"):
+        check_parent(chain, 1, model)

@@ -57,6 +57,25 @@ def test_a_dry_run_lists_the_steps_and_makes_nothing(tmp_path: Path, capsys: pyt
         (["recipe=w4a16", "data=tickets", "recipe.steps.quantize.quantize.group_size=96"], "hidden_size=256, got 96"),
         (["recipe.steps.quantize.quantize.kv_cache=true", "data=tickets"], "needs an NVIDIA GPU"),
         (["output=jsonl"], "'output' is a group of keys"),
+        (
+            ["recipe=width", "data=tickets", "recipe.steps.prune.prune.ffn=0.99"],
+            "prune: prune.ffn=0.99 keeps all",
+        ),
+        (["recipe=depth", "data=tickets", "recipe.steps.prune.prune.layers=0.9"], "prune.layers=0.9 keeps all of 4"),
+        (["recipe=distill", "data=tickets"], "distill has nothing to learn as a recipe's first step"),
+        (["recipe=distill", "data=tickets", "recipe.steps.distill.distill.teacher=/nowhere"], "/nowhere/config.json"),
+        (
+            ["recipe=custom", "+step/quantize@recipe.steps.a=w8a8", "+step/prune@recipe.steps.b=magnitude"],
+            "recipe.steps.b (prune) cannot come after recipe.steps.a (quantize)",
+        ),
+        (
+            [
+                *("recipe=custom", "data=tickets"),
+                *("+step/prune@recipe.steps.a=width_half", "recipe.steps.a.prune.multiple=8"),
+                *("+step/quantize@recipe.steps.b=w4a16", "recipe.steps.a.prune.ffn=0.1"),
+            ],
+            "recipe.steps.b: quantize.scheme=w4a16 needs layers in multiples of 32, or vLLM has no kernel here: gate_",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_before_anything_begins(
@@ -68,6 +87,21 @@ def test_a_mistake_is_one_line_before_anything_begins(
     assert err.count("\n") == 1
     assert named in err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_another_kind_or_shape_is_refused_before_it_is_loaded(
+    model: Path, capsys: pytest.CaptureFixture[str]
+):
+    def change(**changes: object) -> None:
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps({**config, **changes}))
+
+    change(hidden_size=254)
+    code, _, err = say(capsys, f"model.path={model}", "recipe=sparse_2of4", "data=tickets")
+    assert code == 2
+    assert "recipe.steps.prune: prune.pattern=two_of_four needs inputs that are multiples of 4, got 254" in err
+    change(model_type="gpt2")
+    assert "knows the models llama, " in say(capsys, f"model.path={model}", "recipe=depth", "data=tickets")[2]
 
 
 def test_libraries_that_are_not_installed_are_told_of(libraries: Path, capsys: pytest.CaptureFixture[str]):

@@ -12,13 +12,13 @@ from small_decoders import KINDS, make_decoder, prune_task, write_examples
 
 from conf.errors import UserError
 from conf.schema.prune import Pattern, PruneMethod, PruneSpec
+from pipelines.matrices import Matrix
 from pipelines.optimize.prune.count import count_kept
 from pipelines.optimize.prune.depth import choose_depth, measure_loss_without
 from pipelines.optimize.prune.kept import Kept, build_smaller
 from pipelines.optimize.prune.width import choose_width
 from pipelines.optimize.step import prune
 from pipelines.optimize.step.task import StepFailed
-from pipelines.optimize.weights import Matrix
 
 
 def load(folder: Path) -> transformers.PreTrainedModel:

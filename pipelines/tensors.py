@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -54,9 +55,14 @@ class Weight:
 
     @property
     def is_linear(self) -> bool:
-        """Whether it is the matrix of a layer: no embedding, no output head, no norm."""
-        is_table = any(part in self.name for part in ("embed", "lm_head", "wte", "wpe"))
-        return len(self.shape) == 2 and self.name.endswith("weight") and not is_table
+        """Whether it is the matrix of a layer."""
+        return is_linear(self.name, len(self.shape))
+
+
+def is_linear(name: str, dimensions: int) -> bool:
+    """Whether a parameter is the matrix of a layer: no embedding, no output head, no norm."""
+    is_table = any(part in name for part in ("embed", "lm_head", "wte", "wpe"))
+    return dimensions == 2 and name.endswith("weight") and not is_table
 
 
 def read_tensors(folder: Path) -> dict[str, Stored]:
@@ -109,6 +115,11 @@ def read_weights(tensors: Mapping[str, Stored], config: Mapping[str, Any]) -> It
             continue
         points = tensors.get(f"{stem}.weight_zero_point") if last == "weight" else None
         yield Weight(name=name, shape=tensor.shape, num_bytes=num_bytes, zeros=_zeros(tensor, points))
+
+
+def count_parameters(folder: Path) -> int:
+    """Returns how many values a checkpoint of plain weights holds; tied ones are stored, and count, once."""
+    return sum(math.prod(tensor.shape) for tensor in read_tensors(folder).values())
 
 
 def _zeros(tensor: Stored, points: Stored | None) -> np.ndarray:
