@@ -27,6 +27,7 @@ from cluster.known import KnownCluster
 from cluster.node import HOST, NodeSpec
 from cluster.own_file import write_own
 from cluster.process import process_of
+from cluster.targets import announce_cluster, targets_folder
 from conf.schema.cluster import ClusterSpec
 
 PROGRAM = ("-m", "cluster.node")
@@ -110,6 +111,7 @@ def start(spec: ClusterSpec, name: str, say: Callable[[str], None], environ: Map
         _wait_for_all(cluster, fewest)
         cluster = replace(cluster, is_ready=True)
         known.write(cluster)
+        announce_cluster(targets_folder(environ), name, head.listing)
         return cluster
     except BaseException:
         end(cluster, environ, grace_s=2.0)

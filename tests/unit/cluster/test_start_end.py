@@ -46,6 +46,7 @@ def environ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
     monkeypatch.setattr(start, "PROGRAM", (str(program),))
     monkeypatch.setattr(start, "ANSWER_S", 0.5)
     monkeypatch.setenv("MANTA_CLUSTERS", str(tmp_path / "clusters"))
+    monkeypatch.setenv("MANTA_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(dashboard, "nodes", lambda _: seen(tmp_path / "clusters"))
     monkeypatch.setattr(dashboard, "jobs", lambda _: [JobNow(id="j1", status="RUNNING", entrypoint="e")])
     yield dict(os.environ)
