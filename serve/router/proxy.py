@@ -14,12 +14,12 @@ import asyncio
 import os
 import shlex
 import shutil
-import socket
 import sys
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from cluster.ports import free_ports
 from conf.errors import UserError
 from conf.schema.serve import ProxyForm, ServeJob
 
@@ -156,15 +156,3 @@ def watch_replicas(deployment: str, on_change: Callable[[Any], None]) -> object:
 def running_replicas(target: Any) -> dict[str, dict[str, Any]]:
     """Returns the replicas that `watch_replicas` told of, by HAProxy's names, with what each says of itself."""
     return {info.replica_id.to_full_id_str(): info.routing_stats for info in target.running_replicas}
-
-
-def free_ports(count: int) -> list[int]:
-    """Returns ports that nobody listens on now."""
-    knocks = [socket.socket() for _ in range(count)]
-    try:
-        for knock in knocks:
-            knock.bind(("127.0.0.1", 0))
-        return [knock.getsockname()[1] for knock in knocks]
-    finally:
-        for knock in knocks:
-            knock.close()
