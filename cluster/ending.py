@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from cluster import known
 from cluster.known import KnownCluster
 from cluster.process import Process, running
+from cluster.targets import targets_folder, withdraw_cluster
 
 MARK = "MANTA_CLUSTER_SCRATCH"
 """The variable by which a cluster's processes are known, wherever they went."""
@@ -55,6 +56,7 @@ def end(cluster: KnownCluster, environ: Mapping[str, str] = os.environ, grace_s:
             process.send(signal.SIGKILL)
         for process in left:
             process.wait(POLL_S)
+    withdraw_cluster(targets_folder(environ), cluster.name)
     if cluster.scratch is not None:
         shutil.rmtree(cluster.scratch, ignore_errors=True)
     known.forget(cluster.name, environ)

@@ -49,6 +49,11 @@ class NodeSpec:
         return Path(self.scratch) / self.name
 
     @property
+    def listing(self) -> Path:
+        """Where a head's dashboard lists the addresses at which nodes tell their metrics, for Prometheus."""
+        return self.scratch_of_ray / "prom_metrics_service_discovery.json"
+
+    @property
     def ready_file(self) -> Path:
         """Is there once the node is ready."""
         return Path(self.scratch) / f"{self.name}.ready"

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-import random
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
 from dataclasses import replace
-from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +22,9 @@ from cluster.ending import MARK, end
 from cluster.known import KnownCluster
 from cluster.node import HOST, NodeSpec
 from cluster.own_file import write_own
+from cluster.ports import free_ports
 from cluster.process import process_of
+from cluster.targets import announce_cluster, targets_folder
 from conf.schema.cluster import ClusterSpec
 
 PROGRAM = ("-m", "cluster.node")
@@ -110,6 +108,7 @@ def start(spec: ClusterSpec, name: str, say: Callable[[str], None], environ: Map
         _wait_for_all(cluster, fewest)
         cluster = replace(cluster, is_ready=True)
         known.write(cluster)
+        announce_cluster(targets_folder(environ), name, head.listing)
         return cluster
     except BaseException:
         end(cluster, environ, grace_s=2.0)
@@ -172,28 +171,6 @@ def autoscaling(spec: ClusterSpec, cluster: KnownCluster, head: NodeSpec) -> dic
         "file_mounts_sync_continuously": False,
         **{f"{kind}_commands": [] for kind in commands},
     }
-
-
-def free_ports(count: int) -> list[int]:
-    """Returns ports of this machine that nothing listens at.
-
-    They are below those that the kernel gives to connections, so that none of these takes one before its node does.
-    """
-    lowest = 0
-    with suppress(OSError, ValueError):
-        lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    below = range(max(1024, lowest // 2), lowest)
-    candidates = chain(random.sample(below, len(below)), repeat(0, count))
-    with ExitStack() as held:
-        ports: list[int] = []
-        for port in candidates:
-            if len(ports) == count:
-                break
-            listener = held.enter_context(socket.socket())
-            with suppress(OSError):
-                listener.bind((HOST, port))
-                ports.append(listener.getsockname()[1])
-        return ports
 
 
 def _start_node(node: NodeSpec, environment: dict[str, str]) -> subprocess.Popen[bytes]:

@@ -1,6 +1,6 @@
 """Where Prometheus finds clusters that manta has started on this machine: a small file each, gone with its cluster.
 
-Ray tells of its nodes only where its dashboard runs, and a local cluster has none.
+Ray tells of its nodes only where its dashboard runs, and a cluster of one job has none.
 """
 
 from __future__ import annotations
@@ -43,6 +43,28 @@ def announced(folder: Path) -> Iterator[None]:
             place.unlink(missing_ok=True)
 
 
+def announce_cluster(folder: Path, name: str, listing: Path) -> None:
+    """Tells of a cluster that outlives this process, until it is withdrawn.
+
+    Args:
+        folder: see `targets_folder`; made where it is missing. Where it cannot be written nothing is told.
+        name: of the cluster.
+        listing: Ray's own list of its nodes, which Ray keeps up to date as they come and go.
+    """
+    place = _place(folder, name)
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        _forget_dead(folder)
+        place.unlink(missing_ok=True)
+        place.symlink_to(listing)
+
+
+def withdraw_cluster(folder: Path, name: str) -> None:
+    """Tells no more of a cluster."""
+    with suppress(OSError):
+        _place(folder, name).unlink(missing_ok=True)
+
+
 def node_addresses() -> list[str]:
     """Returns host and port of the metrics of each node that lives."""
     import ray
@@ -53,5 +75,11 @@ def node_addresses() -> list[str]:
 
 def _forget_dead(folder: Path) -> None:
     for path in folder.glob("*.json"):
-        if path.stem.isdigit() and not Path("/proc", path.stem).exists():
+        is_dead = path.stem.isdigit() and not Path("/proc", path.stem).exists()
+        # Ray may not have written its list yet, but its folder is there
+        if is_dead or (path.is_symlink() and not path.readlink().parent.exists()):
             path.unlink(missing_ok=True)
+
+
+def _place(folder: Path, name: str) -> Path:
+    return folder / f"cluster-{name}.json"

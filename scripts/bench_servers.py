@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,8 @@ from bench_load import PATH
 from bench_ray_apps import NAME, AppTask
 from bench_runners import CPU_ENVIRONMENT, ENVIRONMENT, ROOT, command_line, engine_words
 from process_tree import tree
+
+from cluster.ports import free_ports
 
 SCRIPTS = Path(__file__).resolve().parent
 KEY = "sk-bench-0123456789abcdef"
@@ -97,13 +98,6 @@ def title_of(words: list[str], name: str) -> str:
     return first.split()[0].partition(".")[0] if first.startswith(("ray::", "VLLM::")) else name
 
 
-def free_port() -> int:
-    """Returns a port that nobody listens on."""
-    with socket.socket() as knock:
-        knock.bind(("127.0.0.1", 0))
-        return knock.getsockname()[1]
-
-
 def command_of(
     contender: Contender, model: str, device: str, engine: Mapping[str, Any], port: int, folder: Path
 ) -> list[str]:
@@ -173,8 +167,8 @@ def environment_of(contender: Contender, device: str, folder: Path, profile: Pat
         f"{name}_METRICS_SOCKET_PATH": f"{proxy}/metrics.sock",
         f"{name}_SERVER_STATE_BASE": proxy,
         f"{name}_SERVER_STATE_FILE": f"{proxy}/server-state",
-        f"{name}_METRICS_PORT": str(free_port()),
-        f"{name}_STATS_PORT": str(free_port()),
+        f"{name}_METRICS_PORT": str(free_ports(1)[0]),
+        f"{name}_STATS_PORT": str(free_ports(1)[0]),
     }
     kept = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "OMP_NUM_THREADS")}
     return {**kept, **engine_environment(device), **own, **contender.environment}
@@ -197,7 +191,7 @@ def serving(
     Raises:
         RuntimeError: when it does not answer, with the end of what it said.
     """
-    port = free_port()
+    port = free_ports(1)[0]
     command = command_of(contender, model, device, engine, port, folder)
     said, began = folder / "said", time.monotonic()
     with said.open("wb") as output:

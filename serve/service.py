@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from conf.schema.serve import ProxyForm
@@ -24,9 +25,9 @@ RETRY_AFTER_S = 1.0
 HEALTH_PERIOD_S, HEALTH_TIMEOUT_S = 2.0, 30.0
 CLOSE_S = 3.0
 """Seconds after `deployment.drain_s` for a replica to end what it still answers (`serve/middleware/leaving.py`); then
-Ray Serve kills it."""
-LEAVE_S = 15.0
-"""Seconds that Ray Serve may take to end replicas beyond `deployment.drain_s`."""
+it is killed."""
+LEAVE_S = 7.0
+"""Seconds beyond `deployment.drain_s` until all is over."""
 REPLICA = "replica"
 _MAKING = threading.Lock()
 """Ray Serve makes an application in one thread at a time: it marks modules for its pickler, and unmarks them."""
@@ -167,22 +168,26 @@ class Service:
         return is_ready
 
     def close(self) -> None:
-        """Takes no more requests, and returns when the replicas have ended those that they had."""
+        """Takes no more requests, and returns when the replicas have ended those that they had.
+
+        They have `deployment.drain_s` from now on. Ray Serve counts from when it tells a replica to end, which is later
+        where requests wait for one: what is left then is killed here.
+        """
         import ray.serve as rayserve
 
+        deadline = time.monotonic() + self.plan.job.deployment.drain_s
         if self.plan.form is ProxyForm.direct:
             rayserve.delete(self._name, _blocking=False)
         else:
             if self._is_open:
                 self._run(lambda: build_gate(self._made(self.plan, 0)))
-                self._wait_for_queue()
+                self._wait_for_queue(deadline)
             self._is_open = False
             self._run(build_gate)
         forget_size(self._name)
-        deadline = time.monotonic() + self.plan.job.deployment.drain_s + LEAVE_S
-        # Ray Serve's status forgets a deployment at once; its replicas are there until their requests have ended
-        while self._actors() and time.monotonic() < deadline:
-            time.sleep(POLL_S)
+        if not self._are_gone(deadline + CLOSE_S):
+            self._kill()
+            self._are_gone(deadline + LEAVE_S)
 
     def leave(self) -> None:
         """Does as `close` does, and then nothing stands there any more."""
@@ -219,12 +224,28 @@ class Service:
         self._states = states
         return Replicas(running=states.get("running", 0), wanted=self.size)
 
-    def _wait_for_queue(self) -> None:
+    def _are_gone(self, deadline: float) -> bool:
+        """Waits for the end of all replicas; returns whether it has come."""
+        # Ray Serve's status forgets a deployment at once; its replicas are there until their requests have ended
+        while self._actors():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(POLL_S)
+        return True
+
+    def _kill(self) -> None:
+        """Ends the replicas that are left, whatever they hold."""
+        import ray
+
+        for name in self._actors():
+            with suppress(ValueError):  # it has just ended
+                ray.kill(ray.get_actor(name, namespace="serve"))
+
+    def _wait_for_queue(self, deadline: float) -> None:
         """Returns when no request waits for a replica: it would find none, once they are told to end."""
         import ray
         from ray.exceptions import RayError
 
-        deadline = time.monotonic() + self.plan.job.deployment.drain_s
         calm = 0
         while calm < 3 and time.monotonic() < deadline:
             try:

@@ -80,7 +80,7 @@ def stop(words: list[str]) -> int:
         process.send(signal.SIGTERM)
     else:
         print(f"manta serve: {name} drains, {drain_s:g} s at most", file=sys.stderr, flush=True)
-    if process.wait(2 * drain_s + LEAVE_S + END_S):
+    if process.wait(drain_s + LEAVE_S + END_S):
         print(f"manta serve: {name} has stopped", file=sys.stderr)
         return 0
     print(f"manta serve: {name} goes on (process {process.pid}): manta serve stop {name} --now", file=sys.stderr)

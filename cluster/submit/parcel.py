@@ -27,7 +27,7 @@ from conf.schema.submit import Environment, SubmitSpec
 STOP_S = 60
 """Seconds that a job may take to end when it is told to; a service gets what draining takes."""
 _LEAVE_S = 45
-"""Beyond twice the time to drain, what a service may take to end (`serve.service_verb`)."""
+"""Beyond the time to drain, what a service may take to end (`serve.service_verb`)."""
 _NODES_OWN = ("ray", "torch")
 """Packages that a lock leaves to the nodes: Ray must be the cluster's own, torch the build for its devices."""
 
@@ -174,7 +174,7 @@ def make_parcel(verb: str, job: Any, spec: SubmitSpec, where: Where, here: Path,
         python=spec.python or (sys.executable if is_local and spec.environment is Environment.none else "python"),
         where=where.words,
         output=str((done.get("output") or {}).get("path") or ""),
-        stop_s=int(2 * job.deployment.drain_s) + _LEAVE_S if verb == "serve" else STOP_S,
+        stop_s=int(job.deployment.drain_s) + _LEAVE_S if verb == "serve" else STOP_S,
     )
 
 

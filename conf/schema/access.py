@@ -14,7 +14,8 @@ class AccessSpec:
 
     keys_file: str | None = None
     """The file that manta keys writes; null is keys.json under $MANTA_HOME, else under $XDG_CONFIG_HOME/manta. It is
-    read on every node that has a replica. MANTA_API_KEYS=KEY,KEY in the environment works beside it or instead."""
+    read on every node that has a replica, again when it changes. MANTA_API_KEYS=KEY,KEY in the environment works beside
+    it or instead, and is read at the start only."""
     open: bool = False
     """Let in everybody, key or none. Only where deployment.host is a loopback address."""
     requests_per_min: int | None = None

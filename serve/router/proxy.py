@@ -14,12 +14,12 @@ import asyncio
 import os
 import shlex
 import shutil
-import socket
 import sys
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from cluster.ports import free_ports
 from conf.errors import UserError
 from conf.schema.serve import ProxyForm, ServeJob
 
@@ -176,15 +176,3 @@ def watch_own(on_change: Callable[[bool], None]) -> object:
         on_change(has_been_there and not is_there)
 
     return watch_replicas(context.deployment, look)
-
-
-def free_ports(count: int) -> list[int]:
-    """Returns ports that nobody listens on now."""
-    knocks = [socket.socket() for _ in range(count)]
-    try:
-        for knock in knocks:
-            knock.bind(("127.0.0.1", 0))
-        return [knock.getsockname()[1] for knock in knocks]
-    finally:
-        for knock in knocks:
-            knock.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from pathlib import Path
 import httpx
 import psutil
 from jobs import ENVIRONMENT
+
+from cluster.ports import free_ports
 
 START_S = 240.0
 """A slow machine's; it takes 40 to 70 s on two cores."""
@@ -55,9 +56,7 @@ class Service:
 
 
 def free_port() -> int:
-    with socket.socket() as knock:
-        knock.bind(("127.0.0.1", 0))
-        return knock.getsockname()[1]
+    return free_ports(1)[0]
 
 
 @contextmanager

@@ -34,9 +34,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
     folder = tmp_path / "clusters"
     monkeypatch.setenv("MANTA_CLUSTERS", str(folder))
+    monkeypatch.setenv("MANTA_HOME", str(tmp_path))
     environment = {key: value for key, value in jobs.ENVIRONMENT.items() if key not in AUTH}
+    own = {"MANTA_CLUSTERS": str(folder), "MANTA_HOME": str(tmp_path)}
     for module in (jobs, services):
-        monkeypatch.setattr(module, "ENVIRONMENT", {**environment, "MANTA_CLUSTERS": str(folder)})
+        monkeypatch.setattr(module, "ENVIRONMENT", {**environment, **own})
     yield folder
     for name in known.names():
         if (cluster := known.read(name)) is not None:
@@ -70,6 +72,8 @@ def test_a_job_runs_on_three_nodes_and_nothing_is_left_of_them(home: Path, tmp_p
     }
     assert len(listening) > 10
     assert {address.ip.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
+    (listing,) = (tmp_path / "metrics").iterdir()  # where Prometheus looks
+    assert len(json.loads(listing.read_text())[0]["targets"]) >= 3
 
     source, out = questions(tmp_path / "q.jsonl", 200), tmp_path / "out"
     words = (f"data.input={source}", f"output.path={out}", "cluster=running", "engine.num_replicas=2")
@@ -89,6 +93,7 @@ def test_a_job_runs_on_three_nodes_and_nothing_is_left_of_them(home: Path, tmp_p
     assert cluster.scratch is not None
     assert not cluster.scratch.exists()
     assert list(home.iterdir()) == []
+    assert list((tmp_path / "metrics").iterdir()) == []
     assert run("cluster", "down").returncode == 0
     gone = run(*command(f"data.input={source}", f"output.path={tmp_path / 'other'}", "cluster=running")[3:])
     assert gone.returncode == 2

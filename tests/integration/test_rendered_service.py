@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,18 +18,12 @@ from urllib.request import Request, urlopen
 import pytest
 import yaml
 
+from cluster.ports import free_ports
+
 ROOT = Path(__file__).resolve().parents[2]
 RENDERED = ROOT / "cluster" / "rendered"
 BIN = Path(sys.executable).parent
 KEY = "a-key-of-this-test"
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def ask(url: str, body: dict[str, Any] | None = None, key: str | None = None) -> tuple[int, str]:

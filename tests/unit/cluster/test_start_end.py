@@ -17,6 +17,7 @@ from cluster import dashboard, known, start, verb
 from cluster.dashboard import JobNow, NoAnswer, NodeNow
 from cluster.ending import MARK, end, processes_of
 from cluster.node import NodeSpec
+from cluster.ports import free_ports
 from cluster.process import this_process
 from conf.cli import main
 from conf.errors import UserError
@@ -46,6 +47,7 @@ def environ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
     monkeypatch.setattr(start, "PROGRAM", (str(program),))
     monkeypatch.setattr(start, "ANSWER_S", 0.5)
     monkeypatch.setenv("MANTA_CLUSTERS", str(tmp_path / "clusters"))
+    monkeypatch.setenv("MANTA_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(dashboard, "nodes", lambda _: seen(tmp_path / "clusters"))
     monkeypatch.setattr(dashboard, "jobs", lambda _: [JobNow(id="j1", status="RUNNING", entrypoint="e")])
     yield dict(os.environ)
@@ -262,7 +264,7 @@ def test_the_autoscaler_may_start_what_is_missing_to_the_most():
 def test_ports_are_free_and_differ():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        ports = start.free_ports(20)
+        ports = free_ports(20)
         assert len(set(ports)) == 20
         assert taken.getsockname()[1] not in ports
     for port in ports:

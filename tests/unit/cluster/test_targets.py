@@ -47,3 +47,27 @@ def test_the_folder_is_the_users():
     assert targets.targets_folder({"MANTA_HOME": "/m"}) == Path("/m/metrics")
     assert targets.targets_folder({"XDG_STATE_HOME": "/x"}) == Path("/x/manta/metrics")
     assert targets.targets_folder({}) == Path.home() / ".local/state/manta/metrics"
+
+
+@pytest.mark.usefixtures("nodes")
+def test_a_cluster_that_outlives_its_starter_is_told_of_by_rays_own_list(tmp_path: Path):
+    folder, listing = tmp_path / "metrics", tmp_path / "head" / "list.json"
+    listing.parent.mkdir()
+    targets.announce_cluster(folder, "local", listing)
+    with targets.announced(folder):  # the list may yet have to be written
+        pass
+    listing.write_text('[{"targets": ["127.0.0.1:3"]}]')
+    (place,) = folder.glob("*.json")
+    assert json.loads(place.read_text())[0]["targets"] == ["127.0.0.1:3"]
+    targets.announce_cluster(folder, "local", listing)
+    assert list(folder.iterdir()) == [place]
+    targets.withdraw_cluster(folder, "local")
+    targets.withdraw_cluster(folder, "local")
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.usefixtures("nodes")
+def test_a_cluster_whose_folder_is_gone_is_forgotten(tmp_path: Path):
+    targets.announce_cluster(tmp_path / "metrics", "local", tmp_path / "gone" / "list.json")
+    with targets.announced(tmp_path / "metrics"):
+        assert [path.stem for path in (tmp_path / "metrics").iterdir()] == [str(os.getpid())]

@@ -10,7 +10,6 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client.parser import text_string_to_metric_families
 from small_service import CHAT, Clock, make_secret, make_service
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -20,12 +19,10 @@ from starlette.routing import Route
 from conf.schema.access import AccessSpec
 from serve.keyring import KeyRing
 from serve.middleware.answer import ASGIApp, Message, Receive, Scope, Send, refuse
-from serve.middleware.identity import REQUEST_ID, identify
 from serve.middleware.measure import Measure
 from serve.middleware.observe import Observe
 from serve.middleware.record import Record, RequestLog
 from serve.middleware.routes import EXPOSED, Routes
-from serve.middleware.scrape import Scrape, page
 from serve.middleware.tally import MAX_CAUSES, OTHER, Tally
 from serve.middleware.usage import Usage
 
@@ -224,88 +221,6 @@ def test_labels_are_of_a_bounded_set(asked: list[tuple[str, str]]):
         assert tally.cause(name) in (name, OTHER)
     causes = {tally.cause(f"cause_{number}") for number in range(200)}
     assert len(causes) <= MAX_CAUSES + 1
-
-
-SANE = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._:-]{0,63}\Z")
-
-
-@given(SANE)
-def test_a_sane_id_is_kept(given_id: str):
-    headers, request_id, _ = identify([(b"host", b"h"), (REQUEST_ID, given_id.encode())])
-    assert request_id == given_id
-    assert headers.count((REQUEST_ID, given_id.encode())) == 1
-
-
-@given(st.lists(st.one_of(st.binary(max_size=80), SANE.map(str.encode)), max_size=3))
-def test_there_is_one_id_of_bounded_length_whatever_is_sent(ids: list[bytes]):
-    headers, request_id, _ = identify([(REQUEST_ID, value) for value in ids])
-    assert headers == [(REQUEST_ID, request_id.encode())]
-    assert 1 <= len(request_id) <= 64
-    assert request_id.isascii()
-    assert request_id.isprintable()
-    assert " " not in request_id
-
-
-@pytest.mark.parametrize(
-    "value, trace",
-    [
-        (f"00-{'ab' * 16}-{'cd' * 8}-01", "ab" * 16),
-        (f"01-{'ab' * 16}-{'cd' * 8}-01-more", "ab" * 16),
-        (f"ff-{'ab' * 16}-{'cd' * 8}-01", None),
-        (f"00-{'0' * 32}-{'cd' * 8}-01", None),
-        (f"00-{'ab' * 16}-{'0' * 16}-01", None),
-        (f"00-{'AB' * 16}-{'cd' * 8}-01", None),
-        ("", None),
-    ],
-)
-def test_the_trace_is_w3c_s(value: str, trace: str | None):
-    assert identify([(b"traceparent", value.encode())])[2] == trace
-    assert identify([(b"traceparent", value.encode())] * 2)[2] is None
-
-
-def samples(text: bytes) -> dict[tuple[str, frozenset], float]:
-    families = text_string_to_metric_families(text.decode())
-    return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
-
-
-@given(st.lists(st.lists(st.sampled_from(["a", 'b"\\\n', "ü"]), max_size=8), min_size=1, max_size=4))
-def test_a_page_has_the_samples_of_every_replica_each_once(keys: list[list[str]]):
-    replicas = []
-    for number, names in enumerate(keys):
-        tally = Tally(["demo"])
-        for key in names:
-            tally.count(Record(time="", request_id="", key=key, method="", path=CHAT, status=200, duration_ms=1), None)
-        replicas.append((f"r{number}", tally.families()))
-    text = page(replicas)
-    assert text.count(b"# TYPE manta_requests_total ") == 1
-    found = samples(text)
-    for number, names in enumerate(keys):
-        for key in set(names):
-            labels = {"route": CHAT, "status": "2xx", "key": key, "replica": f"r{number}"}
-            assert found["manta_requests_total", frozenset(labels.items())] == names.count(key)
-    assert sum(value for (name, _), value in found.items() if name == "manta_requests_total") == sum(map(len, keys))
-
-
-async def test_replicas_are_asked_once_a_second_however_often_a_page_is_fetched():
-    num_asked = 0
-
-    async def gather():
-        nonlocal num_asked
-        num_asked += 1
-        await asyncio.sleep(0)
-        return [("r", Tally(["demo"]).families())]
-
-    clock = Clock()
-    app = Scrape(Starlette(), gather, clock)
-    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service")
-    answers = await asyncio.gather(*(client.get("/metrics") for _ in range(5)))
-    assert {answer.status_code for answer in answers} == {200}
-    assert num_asked == 1
-    clock.now_s += 1
-    await client.get("/metrics")
-    assert num_asked == 2
-    assert (await client.post("/metrics")).status_code == 405
-    assert (await client.get("/metricsx")).status_code == 404
 
 
 async def test_probes_are_counted_and_not_written_down_while_all_is_well(tmp_path: Path):

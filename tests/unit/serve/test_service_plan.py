@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cluster.ports import free_ports
 from conf import entry
 from conf.errors import UserError
 from conf.schema.engine import Device
@@ -16,14 +17,10 @@ from serve.engine.arguments import api_argument_names
 from serve.plan import ServicePlan, make_plan
 
 
-def free_port() -> int:
-    with socket.socket() as knock:
-        knock.bind(("127.0.0.1", 0))
-        return knock.getsockname()[1]
-
-
 def plan(*words: str) -> ServicePlan:
-    return make_plan(entry.compose("serve", "model=demo", "access.open=true", f"deployment.port={free_port()}", *words))
+    return make_plan(
+        entry.compose("serve", "model=demo", "access.open=true", f"deployment.port={free_ports(1)[0]}", *words)
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,7 +116,7 @@ def test_a_port_in_use_is_named():
 
 
 def test_a_model_without_a_name_is_called_like_its_folder(demo_model: Path):
-    job = entry.compose("serve", f"model.path={demo_model}/", "access.open=true", f"deployment.port={free_port()}")
+    job = entry.compose("serve", f"model.path={demo_model}/", "access.open=true", f"deployment.port={free_ports(1)[0]}")
     assert make_plan(job).job.model.name == "model"
     assert entry.compose("serve", f"model.path={demo_model}", "model.name=x").model.name == "x"
 
