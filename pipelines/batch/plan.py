@@ -30,7 +30,8 @@ from serve.engine.arguments import check_engine_arguments
 from serve.engine.capability import check_task, is_cross_encoder, labels, overridden
 from serve.engine.fingerprint import fingerprint_model
 from serve.engine.gguf.limits import check_gguf, check_gguf_sampling
-from serve.engine.onnx.limits import check_edge, check_edge_sampling, check_not_edge
+from serve.engine.limits import check_no_grammar
+from serve.engine.onnx.limits import check_edge, check_not_edge
 from serve.engine.placement import Placement, place
 from serve.engine.prompt import check_partition, context_tokens, read_model_config
 
@@ -82,7 +83,7 @@ def make_plan(job: BatchJob, now: float | None = None) -> Plan:
     config = read_model_config(job.model)
     if job.engine.kind is EngineKind.onnx:
         check_edge(job.model, job.engine, job.task)
-        check_edge_sampling(job.sampling)
+        check_no_grammar("edge", job.sampling)
     elif job.engine.kind is EngineKind.gguf:
         check_gguf(job.model, job.engine, job.task)
         check_gguf_sampling(job.sampling)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from conf.errors import UserError
-from conf.schema.engine import Device, EngineKind, EngineSpec, Sizing
+from conf.schema.engine import EngineKind, EngineSpec
 from conf.schema.model import ModelSpec
-from conf.schema.sampling import SamplingSpec
 from conf.schema.task import Task
-from serve.engine.adapters import check_adapter_name
 from serve.engine.errors import RequestRejected
 from serve.engine.gguf.folder import is_gguf_folder
+from serve.engine.limits import check_small_engine, check_small_request
 from serve.engine.onnx.layout import EdgeModel, is_edge_folder, read_edge_model
 from serve.engine.onnx.slots import Slots
 from serve.engine.protocol import Request
-
-GRAMMARS = ("json_schema", "regex", "choice")
 
 
 def check_edge(model: ModelSpec, engine: EngineSpec, task: Task) -> EdgeModel:
@@ -24,18 +21,7 @@ def check_edge(model: ModelSpec, engine: EngineSpec, task: Task) -> EdgeModel:
         UserError: when it cannot.
     """
     edge = read_edge_model(model.path)
-    if task is not Task.generate:
-        raise UserError(f"task={task.value} has no use with engine=edge: it generates text, take engine=cpu")
-    if model.adapters:
-        raise UserError("model.adapters has no use with engine=edge: merge the adapter into the model, then export it")
-    for name in engine.vllm:
-        raise UserError(f"engine.vllm.{name} has no use with engine=edge: vLLM does not run")
-    if engine.world_size > 1 or engine.engines_per_device > 1:
-        raise UserError("engine=edge is not partitioned: leave the engine's sizes at 1, and set engine.num_replicas")
-    if engine.device is Device.cuda:
-        raise UserError("engine.device=cuda has no use with engine=edge: it runs on the CPU")
-    if engine.sizing is not Sizing.given:
-        raise UserError("engine.sizing=planned has no use with engine=edge: manta plan knows vLLM's speed")
+    check_small_engine("edge", model, engine, task)
     if engine.max_model_len is not None and engine.max_model_len > edge.context:
         raise UserError(
             f"engine.max_model_len must be <= the {edge.context} tokens that the model was exported for,"
@@ -56,17 +42,6 @@ def check_not_edge(model: ModelSpec, engine: EngineSpec) -> None:
         raise UserError(f"model.path={model.path} was exported for engine=gguf; engine.kind is {engine.kind.value}")
 
 
-def check_edge_sampling(sampling: SamplingSpec) -> None:
-    """Checks the sampling of a whole job.
-
-    Raises:
-        UserError: when the edge engine has no such thing.
-    """
-    for key in GRAMMARS:
-        if getattr(sampling, key):
-            raise UserError(f"sampling.{key} has no use with engine=edge: it keeps no grammar, take engine=cpu")
-
-
 def check_request(request: Request, edge: EdgeModel, context: int, slots: Slots) -> None:
     """Checks one request.
 
@@ -80,19 +55,11 @@ def check_request(request: Request, edge: EdgeModel, context: int, slots: Slots)
         RequestRejected: when it can never be answered.
     """
     tokens, sampling = request.token_ids, request.sampling
-    if request.adapter is not None:
-        check_adapter_name(request.adapter, ())
-    if not tokens:
-        raise RequestRejected("empty_prompt", "the prompt has no tokens")
-    if len(tokens) >= context:
-        raise RequestRejected("prompt_too_long", f"the prompt has {len(tokens)} tokens, the context {context}")
+    check_small_request("edge", request, context)
     if not 0 <= min(tokens) <= max(tokens) < edge.vocabulary:
         raise RequestRejected("engine_rejected", f"a token id is not in 0..{edge.vocabulary - 1}")
     if request.forced_from is not None and request.forced_from < 1:
         raise RequestRejected("engine_rejected", "a given text needs a token before it")
-    for key in GRAMMARS:
-        if getattr(sampling, key):
-            raise RequestRejected("bad_grammar", f"the edge engine keeps no grammar: {key} has no use with it")
     reserved = sampling.n * min(len(tokens) + sampling.max_tokens, context)
     if sampling.n > slots.count or reserved > slots.budget:
         raise RequestRejected("engine_rejected", f"n={sampling.n} answers at a time find no room in the KV cache")
