@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 LOCK := requirements/$(EXTRA).txt
 STAMP := $(VENV)/.installed-$(EXTRA)
 OPTIMIZE := $(VENV)/optimize/.installed
+GGUF := $(VENV)/.gguf
 DEMO_OUT := out/demo
 # test modules that run beside each other: they wait for engines and Rays to start more than they compute. Modules begin
 # in the order of their names, so that those with engines come first and unit tests fill what they leave
@@ -49,8 +50,11 @@ $(OPTIMIZE): requirements/optimize.txt $(STAMP)
 	@$(PIP_INSTALL) --target $(VENV)/optimize -r requirements/optimize.txt
 	@touch $@
 
-gguf: $(STAMP) ## install what recipe=gguf and engine=gguf need: llama.cpp
+gguf: $(GGUF) ## install what recipe=gguf and engine=gguf need: llama.cpp
+
+$(GGUF): requirements/gguf.txt $(STAMP)
 	@$(PIP_INSTALL) -r requirements/gguf.txt
+	@touch $@
 
 demo: $(STAMP) ## run the shipped model over the shipped tickets
 	@$(BIN)/manta batch model=demo data=tickets output.path=$(DEMO_OUT) output.overwrite=true
@@ -66,10 +70,10 @@ types: $(STAMP) $(OPTIMIZE)
 contracts: $(STAMP)
 	@$(BIN)/lint-imports
 
-unit: $(STAMP) $(OPTIMIZE)
+unit: $(STAMP) $(OPTIMIZE) $(GGUF)
 	@$(BIN)/python -m pytest $(BESIDE)
 
-slow: $(STAMP) $(OPTIMIZE) ## the tests at full size, minutes each
+slow: $(STAMP) $(OPTIMIZE) $(GGUF) ## the tests at full size, minutes each
 	@$(BIN)/python -m pytest -m slow
 
 render: $(STAMP) ## write cluster/rendered again, from conf/fleet
