@@ -109,8 +109,8 @@ def set_flags(job: ServeJob, scratch: Path, environment: MutableMapping[str, str
         "HAPROXY_SERVER_STATE_FILE": scratch / "state",
         "HAPROXY_METRICS_ENABLED": 0,  # the replicas count requests; here each would be parsed from a log once more
         "HAPROXY_NBTHREAD": min(4, os.cpu_count() or 1),
-        # one that broke off before an answer began, or found no engine, is asked once of another replica
-        "HAPROXY_RETRY_ON": "conn-failure empty-response 500 502 503",
+        # one that broke off before an answer's headers were whole, or found no engine, is asked once of another replica
+        "HAPROXY_RETRY_ON": "conn-failure empty-response junk-response 500 502 503",
         "HAPROXY_RETRIES": 1,
         # a process that was reloaded away ends what it has begun, and what comes on connections that it still has
         "HAPROXY_HARD_STOP_AFTER_S": round(KEEP_ALIVE_S + job.deployment.request_timeout_s + job.deployment.drain_s),

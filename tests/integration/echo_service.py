@@ -5,7 +5,7 @@
 With the address of a cluster that runs, its nodes have a replica each, and requests have 40 s.
 
 A request's body says what it wants: {"wait_s": 1} waits, {"chunks": 3} streams, {"status": 500, "only": PID} fails in
-one replica alone. Each answer names the replica's process.
+one replica alone, {"dies": PID} ends it between an answer's headers and body. Each answer names the replica's process.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ from serve.middleware.proxy import environment
 from serve.router.ingress import behind_router
 from serve.router.proxy import decide_form, set_flags, watch_own
 from serve.service import CLOSE_S
+
+VERSION = "one"
+"""Ray Serve would draw another at each change, and replace all replicas where it is told of fewer."""
 
 
 class Echo:
@@ -59,6 +62,9 @@ async def answer(scope: Any, receive: Any, send: Any) -> None:
     await asyncio.sleep(ask.get("wait_s", 0))
     kind = b"text/event-stream" if ask.get("chunks") else b"application/json"
     await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", kind)]})
+    if ask.get("dies") == os.getpid():
+        await asyncio.sleep(0.3)
+        os._exit(1)
     for number in range(ask.get("chunks", 0)):
         line = f"data: {json.dumps({**here, 'number': number})}\n\n".encode()
         await send({"type": "http.response.body", "body": line, "more_body": True})
@@ -96,13 +102,12 @@ def main() -> None:
                 ray_actor_options={"num_cpus": 0},
                 max_replicas_per_node=1 if address else None,
             )
+            deployment._version = VERSION
             application = deployment.bind(form is ProxyForm.direct, drain_s)
             if form is ProxyForm.direct:
                 application = behind_router(application, "replica", job.router, 64)
             options = {"host": "127.0.0.1", "port": port, "request_timeout_s": timeout_s}
-            options_of_controller = {
-                "runtime_env": {"env_vars": environment("manta", timeout_s, form) if form is ProxyForm.plain else {}}
-            }
+            options_of_controller = {"runtime_env": {"env_vars": environment("manta", timeout_s, form)}}
             rayserve.start(proxy_location="HeadOnly", http_options=options, controller_options=options_of_controller)
             rayserve.run(application, name="manta")
             print("ready", flush=True)
@@ -112,6 +117,7 @@ def main() -> None:
                     print(json.dumps(pids(rest)), flush=True)
                 elif word == "scale":
                     deployment = deployment.options(num_replicas=int(rest))
+                    deployment._version = VERSION
                     application = deployment.bind(form is ProxyForm.direct, drain_s)
                     if form is ProxyForm.direct:
                         application = behind_router(application, "replica", job.router, 64)

@@ -191,6 +191,24 @@ async def test_what_cannot_be_asked_again_is_not(app: Lossy, body: bytes, is_aga
     assert ("replica_lost" in answer.text) == (status == 200)
 
 
+@pytest.mark.parametrize("kind", [b"application/json", b"text/event-stream"])
+async def test_headers_without_a_body_are_no_answer_yet(kind: bytes):
+    asked = 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal asked
+        asked += 1
+        await receive()
+        await send({"type": "http.response.start", "status": 199 + asked, "headers": [(b"content-type", kind)]})
+        if asked == 2:
+            await send({"type": "http.response.body", "body": b"data: x"})
+
+    answer = await put(app, b"x")
+    assert (answer.status_code, answer.text, asked) == (201, "data: x", 2)
+    asked = 0
+    assert (await put(app, b"x", is_again=False)).status_code == 500
+
+
 async def test_a_client_that_has_left_is_not_asked_for_again():
     messages = iter([{"type": "http.request", "body": b"x"}, {"type": "http.disconnect"}])
     num_asked, sent = 0, []
