@@ -164,6 +164,11 @@ def simulated(args: argparse.Namespace, trace: Trace, replica: dict[str, Any], s
     return simulate(trace, made, follow_policy(scale), max(1, engine.min_replicas))
 
 
+def phases(trace: Trace) -> list[Trace]:
+    """Returns the slice as it comes where the service happens to decide a bit sooner: between two decisions."""
+    return [replace(trace, arrival_s=trace.arrival_s + late_s) for late_s in (0.0, 0.5, 1.0, 1.5)]
+
+
 def main() -> None:
     """Runs both, prints them side by side and writes them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -194,11 +199,13 @@ def main() -> None:
     start_s = args.start_s or (sum(starts) / len(starts) if starts else replica["start_s"])
     run = simulated(args, trace, replica, start_s)
     real, said = real_figures(found, args), simulated_figures(trace, run, args)
+    spread = [simulated_figures(late, simulated(args, late, replica, start_s), args) for late in phases(trace)]
     print(f"starts seen: {', '.join(f'{start:.1f}' for start in starts)} s; simulated with {start_s:.1f} s")
-    print(f"{'':16}{'real':>10}{'simulated':>10}{'apart':>8}")
+    print(f"{'':16}{'real':>10}{'simulated':>10}{'apart':>8}   least and most, where decisions fall otherwise")
     for name, value in real.items():
         apart = f"{said[name] / value - 1:+8.1%}" if value else ""
-        print(f"{name:16}{value:10.3f}{said[name]:10.3f}{apart}")
+        others = [each[name] for each in spread]
+        print(f"{name:16}{value:10.3f}{said[name]:10.3f}{apart:8}{min(others):10.3f}{max(others):10.3f}")
     print("real fleet     ", [tuple(change) for change in found["fleet"]])
     print("simulated fleet", [(at_s, target) for at_s, target, _ in run.reasons])
     if args.out:
@@ -206,7 +213,7 @@ def main() -> None:
         others = json.loads(out.read_text()) if out.exists() else {}
         kept = {key: value for key, value in vars(args).items() if key not in ("trace", "out", "run", "port", "case")}
         figures = {"arguments": kept, "requests": len(trace), "starts_s": starts, "start_s": start_s}
-        figures |= {"real": real, "simulated": said, "run": found}
+        figures |= {"real": real, "simulated": said, "simulated_phases": spread, "run": found}
         out.write_text(json.dumps({**others, args.case: figures}) + "\n")
 
 
