@@ -61,7 +61,9 @@ def test_a_recipe_s_result_answers_in_the_engine(name: str, tickets: Path, tmp_p
     assert again.returncode == 0, again.stderr
     assert "step 1" not in again.stderr, "nothing is done twice"
     answers = tmp_path / "answers"
-    asked = manta(f"model=e2e-{name}", "data=tickets", f"data.input={tickets}", f"output.path={answers}", *engine)
+    limit = [f"data.limit={case['asked']}"] if "asked" in case else []
+    rows = ("data=tickets", f"data.input={tickets}", *limit)
+    asked = manta(f"model=e2e-{name}", *rows, f"output.path={answers}", *engine)
     assert asked.returncode == 0, asked.stderr
     assert record(answers)["exact_match"] >= case["exact_match"]
 
