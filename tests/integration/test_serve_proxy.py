@@ -181,3 +181,11 @@ def test_a_replica_that_leaves_cuts_nobody(service: EchoService, client: httpx.C
             assert service.ask(client).status_code == 200
         assert {answer.result().status_code for answer in asked} == {200}
     service.wait_for("replica", 1, set())
+
+
+def test_nothing_of_it_outlives_a_driver_that_is_killed(service: EchoService):
+    """The last test of a service: it ends it."""
+    below = psutil.Process(service.process.pid).children(recursive=True)
+    assert len(below) > 6
+    service.process.kill()
+    assert psutil.wait_procs(below, timeout=15)[1] == []
