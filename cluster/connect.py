@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from cluster.guard import guarded
 from cluster.known import TOKEN, KnownCluster, find
 from cluster.targets import announced, targets_folder
 from conf.errors import UserError
@@ -108,39 +110,43 @@ def connect(spec: ClusterSpec, num_cpus: int, scratch: Path) -> Iterator[Connect
         cluster = find(spec.name)
         address, most_cpus = _use(cluster), cluster.most_cpus
     _set_environment(spec.address in (None, RUNNING))
-    began = time.monotonic()
+    with guarded(scratch) if spec.address is None else nullcontext():
+        began = time.monotonic()
+        context = _start(spec, num_cpus, scratch) if address is None else _join(address)
+        _quiet_ray_data()
+        import ray
+
+        is_ours = spec.address is None
+        try:
+            session = Path(context.address_info["session_dir"])
+            resources: dict[str, float] = dict(ray.cluster_resources())
+            with announced(targets_folder(os.environ)) if is_ours else nullcontext():
+                yield Connection(
+                    resources=resources | {"CPU": max(float(most_cpus), resources.get("CPU", 0.0))},
+                    start_s=time.monotonic() - began,
+                    address=context.address_info["gcs_address"],
+                    logs=session / "logs" if is_ours else None,
+                )
+        finally:
+            # on Ctrl-C the caller ends the process, and Ray with it: threads that still speak to Ray would not survive
+            # this
+            if not isinstance(sys.exception(), KeyboardInterrupt):
+                with suppress(Exception):
+                    ray.shutdown()
+
+
+def _start(spec: ClusterSpec, num_cpus: int, scratch: Path) -> Any:
     import ray
 
-    if address is None:
-        counted = spec.num_cpus or max(os.cpu_count() or 1, num_cpus)
-        context = ray.init(
-            address="local",
-            num_cpus=counted,
-            object_store_memory=spec.object_store_bytes,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=str(scratch),
-        )
-    else:
-        context = _join(address)
-    _quiet_ray_data()
-    is_ours = spec.address is None
-    try:
-        session = Path(context.address_info["session_dir"])  # type: ignore[union-attr]
-        resources: dict[str, float] = dict(ray.cluster_resources())
-        with announced(targets_folder(os.environ)) if is_ours else nullcontext():
-            yield Connection(
-                resources=resources | {"CPU": max(float(most_cpus), resources.get("CPU", 0.0))},
-                start_s=time.monotonic() - began,
-                address=context.address_info["gcs_address"],  # type: ignore[union-attr]
-                logs=session / "logs" if is_ours else None,
-            )
-    finally:
-        # on Ctrl-C the caller ends the process, and Ray with it: threads that still speak to Ray would not survive this
-        if not isinstance(sys.exception(), KeyboardInterrupt):
-            with suppress(Exception):
-                ray.shutdown()
+    return ray.init(
+        address="local",
+        num_cpus=spec.num_cpus or max(os.cpu_count() or 1, num_cpus),
+        object_store_memory=spec.object_store_bytes,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _temp_dir=str(scratch),
+    )
 
 
 def _use(cluster: KnownCluster) -> str:
@@ -153,7 +159,7 @@ def _use(cluster: KnownCluster) -> str:
     return cluster.gcs_address
 
 
-def _join(address: str) -> object:
+def _join(address: str) -> Any:
     import ray
 
     root = Path(__file__).resolve().parent.parent

@@ -45,6 +45,8 @@ SCHEMAS: dict[str, type] = {
 _store = ConfigStore.instance()
 for _name, _schema in SCHEMAS.items():
     _store.store(name=f"{_name}_schema", node=_schema)
+# Hydra copies its sources each time, and with one of them this store, which never changes: a fifth of a composition
+ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
 OmegaConf.register_new_resolver("manta.root", lambda path: str(ROOT / path), replace=True)
 
 

@@ -107,6 +107,9 @@ def _default(defaults: DictConfig, name: str) -> str:
     value = OmegaConf.to_container(node)[leaf]  # type: ignore[index, call-overload]
     if value is None:
         return "null"
+    if isinstance(value, dict) and any(isinstance(part, dict) for part in value.values()):
+        # parts of many keys each, such as a recipe's steps: --cfg job prints them
+        return "{" + ", ".join(f"{part}: ..." for part in value) + "}"
     if isinstance(value, bool):
         return str(value).lower()
     return str(value.name) if isinstance(value, Enum) else str(value)

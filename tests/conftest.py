@@ -12,6 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 # one for every cluster of this run: Ray keeps the first that a process has read, and knows no other from then on
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(16))
+# OpenMP's threads spin while they wait for each other, here and in every engine: with more of them than cores (tests
+# that run beside each other, a busy machine) training a tiny model took 194 s, and 13 s where they sleep
+os.environ.update(OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="0", KMP_BLOCKTIME="0")
 # a developer's own choices are none of the tests'
 os.environ["MANTA_CONF"] = tempfile.mkdtemp(prefix="manta-conf-")
 

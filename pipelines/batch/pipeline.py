@@ -18,6 +18,7 @@ from ray.data.datasource import Datasource, ReadTask
 from conf.schema.engine import Device, EngineKind
 from conf.schema.service import API_KEY
 from pipelines.batch.commit import Sink
+from pipelines.batch.cut import cuttable
 from pipelines.batch.identify import Identity, identify
 from pipelines.batch.infer import Infer, Replica
 from pipelines.batch.order import plan_order
@@ -131,8 +132,10 @@ def build_pipeline(
         model=job.model.name,
         task=job.task,
     )
+    context = ray.data.DataContext.get_current()
+    cuttable(context)
     if pool.is_elastic:  # Ray's threshold is above what the tasks of `max_tasks_in_flight_per_actor` can reach
-        ray.data.DataContext.get_current().autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+        context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     strategy = ActorPoolStrategy(
         min_size=pool.fewest,
         max_size=pool.most,

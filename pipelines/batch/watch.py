@@ -10,10 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 from conf.errors import UserError
+from pipelines.batch.cut import cut_off
 from pipelines.batch.meter import Meter
 from pipelines.batch.monitor import JobState
 from pipelines.batch.plan import Plan
 from pipelines.batch.progress import Display, Readings
+from pipelines.batch.quiet import Quiet
 from pipelines.batch.resume import Work
 from pipelines.batch.summary import Written
 from pipelines.batch.timeline import Timeline
@@ -21,7 +23,9 @@ from pipelines.ledger.mark import Mark
 
 POLL_S = 0.25
 LEAVE_S = 30.0
-"""Seconds that the pipeline may take to end when the driver leaves."""
+"""Seconds that the pipeline may take to end by itself when the driver leaves."""
+CUT_S = 10.0
+"""Seconds that it may take to end once it is cut off."""
 
 
 class JobFailed(Exception):
@@ -40,6 +44,7 @@ class Consumer:
         """
         self.written = Written()
         self.error: BaseException | None = None
+        self.quiet = Quiet()
         self._dataset, self._on_unit = dataset, on_unit
         self._thread = threading.Thread(target=self._pull, name="pipeline", daemon=True)
         self._thread.start()
@@ -57,9 +62,15 @@ class Consumer:
         Args:
             monitor: the job's `Monitor`, which makes replicas stop, those too that are starting.
         """
-        if not self.wait(0):
-            monitor.leave.remote()
-            self.wait(LEAVE_S)
+        if self.wait(0):
+            return
+        monitor.leave.remote()
+        deadline = time.monotonic() + LEAVE_S
+        while not self.wait(POLL_S):
+            if self.quiet.holds(_state_or_none(monitor), time.monotonic()) or time.monotonic() > deadline:
+                cut_off()
+                self.wait(CUT_S)
+                return
 
     def _pull(self) -> None:
         try:
@@ -100,7 +111,7 @@ def watch(
             is_told = True
         state: JobState = _ask(monitor.state)
         _check_engines(state, plan.job.engine.max_restarts)
-        if interruption.is_set() and not state.ready:
+        if interruption.is_set() and (not state.ready or consumer.quiet.holds(state, time.monotonic())):
             return state
         readings.update(state, time.monotonic())
         display.show(readings)
@@ -130,6 +141,13 @@ def timeline_of(monitor: Any) -> Timeline:
         JobFailed: when the cluster's head is lost.
     """
     return _ask(monitor.timeline)
+
+
+def _state_or_none(monitor: Any) -> JobState | None:
+    try:
+        return _ask(monitor.state)
+    except JobFailed:
+        return None
 
 
 def _ask(method: Any) -> Any:

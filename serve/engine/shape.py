@@ -170,7 +170,7 @@ def _reasons(shape: Shape, workload: Workload, wish: Wish, hardware: Hardware) -
     if shape.kv_seqs is not None and shape.kv_seqs <= shape.max_num_seqs:
         seqs = f"the cache holds {shape.kv_seqs:,} sequences"
     elif few <= shape.max_num_seqs:
-        seqs = f"an engine has {few:,} rows in all"
+        seqs = f"an engine has {few:,} row{'s' if few > 1 else ''} in all"
     where = "on CPU 1 GiB" if hardware.device is Device.cpu else "what weights and computing leave free"
     reasons = {
         "num_replicas": f"{hardware.num_devices} device{'s' if hardware.num_devices > 1 else ''}",

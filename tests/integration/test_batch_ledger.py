@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import read_answers
 from jobs import computed, manta, questions, read_failed, record, run, start, wait_for_computed
@@ -28,8 +29,10 @@ def test_a_killed_job_goes_on_and_pays_for_nothing_twice(tmp_path: Path) -> None
     assert second.returncode == 2, second.stderr
     assert f"process {first.pid} on" in second.stderr
     assert first.poll() is None
+    below = psutil.Process(first.pid).children(recursive=True)
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
+    assert psutil.wait_procs(below, timeout=15)[1] == []
     seen = run("inspect", str(out), "--json")
     assert seen.returncode == 0, seen.stderr
     shown = json.loads(seen.stdout)

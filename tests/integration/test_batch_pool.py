@@ -80,3 +80,16 @@ def test_a_partitioned_replica_gives_its_placement_group_back_when_no_rows_are_l
     seen = [Counter(json.loads(line)) for line in done.stdout.splitlines()]
     assert seen[-2] == {"CREATED": 1, "REMOVED": 1}, seen
     assert seen[-1] == {"REMOVED": 2}, seen
+
+
+def test_a_job_that_waits_for_room_that_others_hold_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    """Two of three replicas have room, and nobody reads for them: nothing would ever end by itself."""
+    source, out = questions(tmp_path / "in.jsonl", 200), tmp_path / "out"
+    job = command(f"data.input={source}", f"output.path={out}", "engine.num_replicas=3")
+    line = [sys.executable, str(Path(__file__).with_name("crowd.py")), *job]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=200, env=ENVIRONMENT, check=False)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["code"] == 130, done.stderr
+    assert said["seconds"] < 30
+    assert "the same command goes on" in done.stderr

@@ -84,7 +84,7 @@ class Seen:
         }
         return [json.loads(line) for path in sorted(paths) for line in path.read_text().splitlines()]
 
-    def until(self, is_so: Callable[[], bool], timeout_s: float = 20) -> None:
+    def until(self, is_so: Callable[[], bool], timeout_s: float = 60) -> None:
         deadline = time.monotonic() + timeout_s
         while self.look() and not is_so():
             assert time.monotonic() < deadline, self.text

@@ -228,3 +228,11 @@ def test_connections_that_are_kept_reach_replicas_that_came_since(service: EchoS
             service.wait_for_answers(2)
             assert len(makers(client)) == 2
             break
+
+
+def test_nothing_of_it_outlives_a_driver_that_is_killed(service: EchoService):
+    """The last test of a service: it ends it."""
+    below = psutil.Process(service.process.pid).children(recursive=True)
+    assert len(below) > 6
+    service.process.kill()
+    assert psutil.wait_procs(below, timeout=15)[1] == []

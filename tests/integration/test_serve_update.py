@@ -103,7 +103,7 @@ class Load:
 
     def wait_for(self, name: str) -> None:
         """Returns once a replica of that name has answered: Ray Serve's proxy hears of new ones a moment later."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while (200, name) not in self._got:
             assert time.monotonic() < deadline, Counter(self._got)
             time.sleep(0.05)

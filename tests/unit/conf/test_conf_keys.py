@@ -118,6 +118,10 @@ def test_help_names_the_types():
     assert "  sampling.seed=null  (int|null)\n" in text
 
 
+def test_help_of_a_default_with_many_keys_in_it_names_its_parts():
+    assert "  recipe.steps={quantize: ...}  (dict[str, StepSpec])\n" in help_text("optimize", "")
+
+
 def test_help_fits_its_width():
     text = help_text("batch", "", width=60)
     assert max(len(line) for line in text.splitlines() if line.startswith("      ")) <= 60

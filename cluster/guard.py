@@ -1,0 +1,98 @@
+"""Ends a local Ray with the process that started it, however that ends.
+
+Ray ties most of its processes to their parent by the kernel, but not all: its agents, children of the raylet, were
+there a minute after the driver was killed. So a process of our own waits for the driver's end, and kills what is left:
+what has the cluster's folder in its environment, or writes its output there (Ray's workers and agents write their
+titles over their environment).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from cluster.child import manta_environment
+from cluster.process import Process, running
+
+OWNER = "MANTA_LOCAL_SCRATCH"
+"""The variable with the folder of the local Ray that a process belongs to."""
+KILL_S = 10.0
+"""Seconds that what was killed may take to be gone."""
+POLL_S = 0.05
+DONE = b"done"
+"""What a driver says that ends by itself, and has ended its Ray."""
+_left: list[subprocess.Popen[bytes]] = []
+"""Guards of Rays that are not ended here: they act when this process ends."""
+
+
+@contextmanager
+def guarded(folder: Path) -> Iterator[None]:
+    """Sees to it that nothing of a local Ray outlives this process; to be entered before Ray starts.
+
+    Args:
+        folder: where Ray keeps its sockets and logs; it goes too where this process does not end its Ray.
+    """
+    child = subprocess.Popen(
+        [sys.executable, "-P", "-m", "cluster.guard", str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=manta_environment(),
+        start_new_session=True,  # Ctrl-C is not for it
+    )
+    _left.append(child)
+    os.environ[OWNER] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop(OWNER, None)
+        if not isinstance(sys.exception(), KeyboardInterrupt):  # then this process ends with Ray as it is
+            with suppress(OSError):
+                child.communicate(DONE)
+            _left.remove(child)
+
+
+def belonging(folder: str) -> list[Process]:
+    """Returns the processes of this user that belong to the local Ray of a folder."""
+    mark = f"{OWNER}={folder}".encode()
+    return [
+        process
+        for process in running()
+        if process.pid != os.getpid() and (mark in process.environment.split(b"\0") or _writes_to(process.pid, folder))
+    ]
+
+
+def end(folder: str) -> None:
+    """Kills what belongs to the local Ray of a folder, and removes the folder."""
+    deadline = time.monotonic() + KILL_S
+    while (left := belonging(folder)) and time.monotonic() < deadline:
+        for process in left:
+            process.send(signal.SIGKILL)
+        for process in left:
+            process.wait(POLL_S)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _writes_to(pid: int, folder: str) -> bool:
+    for number in (1, 2):
+        with suppress(OSError):
+            if os.readlink(f"/proc/{pid}/fd/{number}").startswith(f"{folder}/"):
+                return True
+    return False
+
+
+def main(folder: str) -> None:
+    """Waits for the end of the driver, whose pipe is stdin."""
+    if sys.stdin.buffer.read() != DONE:
+        end(folder)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
