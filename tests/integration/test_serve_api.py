@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -283,17 +283,24 @@ def test_a_client_that_leaves_frees_the_engine(service: Service):
 
 
 @pytest.mark.parametrize("num_examples", [6, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
-def test_nothing_that_its_own_openapi_allows_or_forbids_breaks_it(service: Service, num_examples: int):
+def test_nothing_that_its_own_openapi_allows_or_forbids_breaks_it(
+    service: Service, num_examples: int, record_testsuite_property: Callable[[str, object], None]
+):
     statuses = fuzz_operations(service.url, num_examples)
     assert set(statuses) <= EXPOSED
     answered = sum(statuses.values(), Counter())
+    record_testsuite_property(f"statuses of {num_examples} requests of each kind", dict(answered))
     assert answered.keys() >= {200, 400}
     assert httpx.get(f"{service.url}/ready").status_code == 200
 
 
 @pytest.mark.parametrize("num_examples", [6, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
-def test_a_broken_body_of_any_format_is_the_client_s_error(service: Service, num_examples: int):
+def test_a_broken_body_of_any_format_is_the_client_s_error(
+    service: Service, num_examples: int, record_testsuite_property: Callable[[str, object], None]
+):
     statuses = fuzz_formats(service.url, num_examples)
+    answered = sum(statuses.values(), Counter())
+    record_testsuite_property(f"statuses of {num_examples} bodies of each endpoint and format", dict(answered))
     assert all(400 in counts for counts in statuses.values()), statuses
     assert httpx.get(f"{service.url}/ready").status_code == 200
 

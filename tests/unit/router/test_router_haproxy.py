@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import httpx
 import pytest
 
+from conf.schema.serve import ServeJob
 from serve.router import haproxy
-from serve.router.proxy import haproxy_program
+from serve.router.proxy import free_ports, haproxy_program, set_flags
 
 WRITE = """
 import sys
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
-folder = sys.argv[1]
+from ray.serve.config import HTTPOptions
+folder, port, router, *ports = sys.argv[1], *map(int, sys.argv[2:])
 backend = BackendConfig(
     name="http-manta", path_prefix="/", app_name="manta",
-    servers=[ServerConfig("one", "127.0.0.1", 30000, "SERVE_REPLICA::one")],
-    ingress_request_router_servers=[ServerConfig("router", "127.0.0.1", 30001, "router")],
+    servers=[ServerConfig(f"r{at}", "127.0.0.1", at, f"SERVE_REPLICA::{at}") for at in ports],
+    ingress_request_router_servers=[ServerConfig("router", "127.0.0.1", router, "router")],
     fallback_server=ServerConfig("fallback", "127.0.0.1", 8500, "fallback"),
 )
-config = HAProxyConfig(socket_path=f"{folder}/s", server_state_base=folder, server_state_file=f"{folder}/state")
+http = HTTPOptions(port=port, host="*" if port == 8000 else "127.0.0.1")
+state = f"{folder}/state"
+config = HAProxyConfig(socket_path=f"{folder}/s", server_state_base=folder, server_state_file=state, http_options=http)
 HAProxyApi(config, {"http-manta": backend}, f"{folder}/haproxy.cfg")._generate_config_file_internal()
 """
 FLAGS = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY": "1"}
@@ -33,7 +42,12 @@ FLAGS = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_INGRESS_REQUEST_ROUTER_FOR
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ray's configuration, written by Ray with the flags of the direct form."""
     folder = tmp_path_factory.mktemp("proxy")
-    subprocess.run([sys.executable, "-c", WRITE, str(folder)], check=True, env={**os.environ, **FLAGS}, timeout=50)
+    return write(folder, FLAGS, 8000, 30001, 30000)
+
+
+def write(folder: Path, flags: dict[str, str], *ports: int) -> Path:
+    words = [sys.executable, "-c", WRITE, str(folder), *map(str, ports)]
+    subprocess.run(words, check=True, env={**os.environ, **flags}, timeout=50)
     return folder / "haproxy.cfg"
 
 
@@ -97,3 +111,56 @@ def test_haproxy_understands_it(written: Path):
     checked = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
     assert checked.returncode == 0, checked.stderr
     assert "listen stats" not in written.read_text()
+
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n"
+
+
+@contextmanager
+def replica(says: bytes) -> Iterator[tuple[int, list[bytes]]]:
+    """A replica that is healthy, reads what it is sent, says this much of an answer and hangs up."""
+    asked: list[bytes] = []
+
+    def answer(connection: socket.socket) -> None:
+        with connection:
+            raw = connection.recv(65536)
+            if b"/-/healthz" in raw:
+                connection.sendall(HEAD + b"ok")
+            else:
+                asked.append(raw)
+                connection.sendall(says)
+
+    def listen(server: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=answer, args=(server.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=listen, args=(server,), daemon=True).start()
+        yield server.getsockname()[1], asked
+        server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("says", [b"", HEAD[:20]], ids=["nothing", "half of the headers"])
+def test_a_replica_that_breaks_off_before_its_headers_are_whole_is_not_the_answer(tmp_path: Path, says: bytes):
+    program, (port,) = haproxy_program(), free_ports(1)
+    assert program is not None
+    flags: dict[str, str] = {}
+    set_flags(ServeJob(), tmp_path, flags)
+    # the router names nobody: the replica with the fewest connections is asked
+    with replica(says) as (broken, asked), replica(HEAD + b"ok") as (whole, _), replica(HEAD + b"{}") as (router, _):
+        ours = {name: value for name, value in flags.items() if "HAPROXY_RETR" in name}
+        config = write(tmp_path, {**FLAGS, **ours}, port, router, broken, whole)
+        command = [sys.executable, "-I", "-S", haproxy.__file__, program, "7.5", "-db", "-f", str(config)]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            statuses = []
+            transport = httpx.HTTPTransport(retries=5)  # until it listens
+            with httpx.Client(transport=transport, timeout=20) as client:
+                for _ in range(6):
+                    statuses.append(client.post(f"http://127.0.0.1:{port}/v1/x", json={"n": 1}).status_code)
+        finally:
+            process.kill()
+            process.wait()
+    assert asked  # the broken one was tried
+    assert statuses == [200] * 6
