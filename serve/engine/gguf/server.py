@@ -28,7 +28,8 @@ class LlamaServer:
         """
         import xllamacpp  # pyright: ignore[reportMissingImports]
 
-        wanted = xllamacpp.CommonParams()
+        llama: Any = xllamacpp  # compiled: nothing says what is in it
+        wanted = llama.CommonParams()
         wanted.model.path = str(file)
         wanted.n_ctx, wanted.n_parallel = context * slots, slots
         wanted.cpuparams.n_threads = wanted.cpuparams_batch.n_threads = threads
@@ -37,7 +38,7 @@ class LlamaServer:
         wanted.warmup = False
         wanted.ui = False
         wanted.verbosity = -1
-        self._server = xllamacpp.Server(wanted)
+        self._server = llama.Server(wanted)
 
     def complete(self, body: dict[str, Any], hear: Callable[[dict[str, Any]], bool]) -> None:
         """Answers one request, in the calling thread.

@@ -111,6 +111,13 @@ def test_libraries_that_are_not_installed_are_told_of(libraries: Path, capsys: p
     assert "run 'make optimize'" in err
 
 
+def test_an_extra_that_is_not_installed_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(environment, "find_spec", lambda name: None if name == "xllamacpp" else name)
+    code, _, err = say(capsys, "model=demo", "recipe=gguf")
+    assert code == 2
+    assert err.endswith("recipe.steps.export needs xllamacpp, an extra: run 'make gguf'\n")
+
+
 def test_a_model_that_is_quantized_already_is_refused(model: Path, capsys: pytest.CaptureFixture[str]):
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "quantization_config": {}}))
