@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +59,15 @@ def named(cluster: KnownCluster) -> list[str]:
     return found
 
 
+def wait_for_targets(folder: Path, count: int, timeout_s: float = 30) -> None:
+    """Waits until Prometheus, which looks in this folder, finds so many addresses; Ray lists them every 5 s."""
+    (listing,) = folder.iterdir()
+    deadline = time.monotonic() + timeout_s
+    while not listing.exists() or len(json.loads(listing.read_text())[0]["targets"]) < count:
+        assert time.monotonic() < deadline, listing.readlink()
+        time.sleep(0.1)
+
+
 def test_a_job_runs_on_three_nodes_and_nothing_is_left_of_them(home: Path, tmp_path: Path):
     # one CPU a node: two replicas and a reader need all three
     started = run("cluster", "up", "cluster=local", "cluster.nodes=3", "cluster.num_cpus=1")
@@ -72,8 +82,7 @@ def test_a_job_runs_on_three_nodes_and_nothing_is_left_of_them(home: Path, tmp_p
     }
     assert len(listening) > 10
     assert {address.ip.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
-    (listing,) = (tmp_path / "metrics").iterdir()  # where Prometheus looks
-    assert len(json.loads(listing.read_text())[0]["targets"]) >= 3
+    wait_for_targets(tmp_path / "metrics", 3)
 
     source, out = questions(tmp_path / "q.jsonl", 200), tmp_path / "out"
     words = (f"data.input={source}", f"output.path={out}", "cluster=running", "engine.num_replicas=2")
