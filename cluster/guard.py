@@ -2,8 +2,8 @@
 
 Ray ties most of its processes to their parent by the kernel, but not all: its agents, children of the raylet, were
 there a minute after the driver was killed. So a process of our own waits for the driver's end, and kills what is left:
-what has the cluster's folder in its environment, or writes its output there (Ray's workers and agents write their
-titles over their environment).
+what has the cluster's folder in its environment, or a file there open to write (Ray's workers and agents write their
+titles over their environment, and an agent's own output is a pipe).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -81,10 +82,12 @@ def end(folder: str) -> None:
 
 
 def _writes_to(pid: int, folder: str) -> bool:
-    for number in (1, 2):
-        with suppress(OSError):
-            if os.readlink(f"/proc/{pid}/fd/{number}").startswith(f"{folder}/"):
-                return True
+    """Whether a process has a file open to write there: whoever only reads a log of Ray's stays."""
+    with suppress(OSError):
+        for opened in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                if opened.lstat().st_mode & stat.S_IWUSR and os.readlink(opened).startswith(f"{folder}/"):
+                    return True
     return False
 
 

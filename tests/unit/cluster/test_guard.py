@@ -30,8 +30,10 @@ try:
         marked = child()
         with (folder / "log").open("w") as log:  # one that has written its title over its environment
             others = {key: value for key, value in os.environ.items() if key != OWNER}
-            titled, foreign = child(stdout=log, env=others), child(env=others)
-        print(json.dumps([marked, titled, foreign]), flush=True)
+            titled, agent = child(stdout=log, env=others), child(pass_fds=[log.fileno()], env=others)
+        with (folder / "log").open() as log:  # who only reads it, and one that has nothing to do with it
+            reader, foreign = child(stdin=log, env=others), child(env=others)
+        print(json.dumps([marked, titled, agent, reader, foreign]), flush=True)
         time.sleep(float(sys.argv[2]))
         if sys.argv[3] == "interrupt":
             raise KeyboardInterrupt
@@ -69,13 +71,13 @@ def test_what_is_its_own_ends_with_a_driver_that_is_killed_and_nothing_else(fold
     try:
         if how == "kill":
             os.kill(driver.pid, signal.SIGKILL)
-        gone, left = psutil.wait_procs(children[:2], timeout=15)
-        assert (len(gone), left) == (2, [])
-        assert children[2].is_running()
+        gone, left = psutil.wait_procs(children[:3], timeout=15)
+        assert (len(gone), left) == (3, [])
+        assert all(child.is_running() for child in children[3:])
         for _ in range(100):
             if not folder.exists():
                 break
-            psutil.wait_procs(children[2:], timeout=0.05)
+            psutil.wait_procs(children[3:], timeout=0.05)
         assert not folder.exists()
     finally:
         end(driver, children)
