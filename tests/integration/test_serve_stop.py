@@ -16,8 +16,10 @@ from conftest import ROOT
 from jobs import ENVIRONMENT
 from services import START_S, free_port
 
+from serve.service import CLOSE_S
+
 pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
-DRAIN_S, END_S = 10.0, 8.0
+DRAIN_S, END_S = 10.0, CLOSE_S + 7.0
 """The time that requests get, and what Ray Serve and Ray may take to end beyond it."""
 PACE = {"start_s": 0.5, "step_s": 0.02, "answer_token_s": 0.0, "max_num_seqs": 2, "step_tokens": 64, "kv_tokens": 9000}
 

@@ -18,7 +18,8 @@ longer than its launch takes. What is above max_num_batched_tokens vLLM leaves o
 _SAID = ("cudagraph_capture_sizes", "max_cudagraph_capture_size", "cudagraph_mode", "mode")
 """What a user says of graphs, or of compiling as a whole, in `compilation_config` or beside it, keeps ours away."""
 COUNTED_SINCE = (0, 32)
-"""vLLM's version from which its newer model runner counts the graphs' memory before it sizes the KV cache."""
+"""vLLM's version in which its newer model runner counts the graphs' memory before it sizes the KV cache; 0.26 does not,
+those between were not looked at."""
 UNCOUNTED_FRACTION = 0.85
 """gpu_memory_utilization before that, for vLLM's 0.9: the graphs of an 8 B model take 4 GB more than its own."""
 
