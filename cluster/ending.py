@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from cluster import known
 from cluster.known import KnownCluster
-from cluster.process import Process, running
+from cluster.process import Process, kill_all, running
 from cluster.targets import targets_folder, withdraw_cluster
 
 MARK = "MANTA_CLUSTER_SCRATCH"
@@ -19,7 +19,6 @@ GRACE_S = 10.0
 """Seconds that nodes may take to end by themselves."""
 KILL_S = 10.0
 """Seconds that what was killed may take to be gone."""
-POLL_S = 0.05
 
 
 def processes_of(cluster: KnownCluster) -> list[Process]:
@@ -30,9 +29,8 @@ def processes_of(cluster: KnownCluster) -> list[Process]:
     """
     found = {process.pid: process for leader in cluster.processes for process in leader.session}
     if cluster.scratch is not None:
-        mark = f"{MARK}={cluster.scratch}".encode()
         for process in running():
-            if process.pid != os.getpid() and mark in process.environment.split(b"\0"):
+            if process.pid != os.getpid() and process.has(MARK, str(cluster.scratch)):
                 found[process.pid] = process
     return list(found.values())
 
@@ -48,14 +46,8 @@ def end(cluster: KnownCluster, environ: Mapping[str, str] = os.environ, grace_s:
     deadline = time.monotonic() + grace_s
     for leader in cluster.processes:
         leader.wait(max(0.0, deadline - time.monotonic()))
-    deadline = time.monotonic() + KILL_S
-    while left := processes_of(cluster):
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"{cluster.name}: processes {sorted(each.pid for each in left)} do not end")
-        for process in left:
-            process.send(signal.SIGKILL)
-        for process in left:
-            process.wait(POLL_S)
+    if left := kill_all(lambda: processes_of(cluster), KILL_S):
+        raise RuntimeError(f"{cluster.name}: processes {sorted(each.pid for each in left)} do not end")
     withdraw_cluster(targets_folder(environ), cluster.name)
     if cluster.scratch is not None:
         shutil.rmtree(cluster.scratch, ignore_errors=True)

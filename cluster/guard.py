@@ -10,23 +10,20 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cluster.child import manta_environment
-from cluster.process import Process, running
+from cluster.process import Process, kill_all, running
 
 OWNER = "MANTA_LOCAL_SCRATCH"
 """The variable with the folder of the local Ray that a process belongs to."""
 KILL_S = 10.0
 """Seconds that what was killed may take to be gone."""
-POLL_S = 0.05
 DONE = b"done"
 """What a driver says that ends by itself, and has ended its Ray."""
 _left: list[subprocess.Popen[bytes]] = []
@@ -62,22 +59,16 @@ def guarded(folder: Path) -> Iterator[None]:
 
 def belonging(folder: str) -> list[Process]:
     """Returns the processes of this user that belong to the local Ray of a folder."""
-    mark = f"{OWNER}={folder}".encode()
     return [
         process
         for process in running()
-        if process.pid != os.getpid() and (mark in process.environment.split(b"\0") or _writes_to(process.pid, folder))
+        if process.pid != os.getpid() and (process.has(OWNER, folder) or _writes_to(process.pid, folder))
     ]
 
 
 def end(folder: str) -> None:
     """Kills what belongs to the local Ray of a folder, and removes the folder."""
-    deadline = time.monotonic() + KILL_S
-    while (left := belonging(folder)) and time.monotonic() < deadline:
-        for process in left:
-            process.send(signal.SIGKILL)
-        for process in left:
-            process.wait(POLL_S)
+    kill_all(lambda: belonging(folder), KILL_S)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -7,10 +7,13 @@ import re
 import select
 import signal
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+POLL_S = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +76,10 @@ class Process:
             return Path(f"/proc/{self.pid}/environ").read_bytes()
         return b""
 
+    def has(self, name: str, value: str) -> bool:
+        """Whether it was started with a variable of that value."""
+        return f"{name}={value}".encode() in self.environment.split(b"\0")
+
     @contextmanager
     def _watched(self) -> Iterator[int | None]:
         """A descriptor that stays with the process, whoever gets its number; None where it has ended."""
@@ -85,6 +92,22 @@ class Process:
             yield descriptor if self.is_alive else None
         finally:
             os.close(descriptor)
+
+
+def kill_all(find: Callable[[], list[Process]], limit_s: float) -> list[Process]:
+    """Kills what is found until nothing is found any more; returns what is left when the time is over.
+
+    Args:
+        find: looks again; what is killed may have started others meanwhile.
+        limit_s: seconds that this may take.
+    """
+    deadline = time.monotonic() + limit_s
+    while (left := find()) and time.monotonic() <= deadline:
+        for process in left:
+            process.send(signal.SIGKILL)
+        for process in left:
+            process.wait(POLL_S)
+    return left
 
 
 def running() -> Iterator[Process]:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,27 +48,39 @@ NEEDS_ONNX = pytest.mark.skipif(
 @cache
 def exports() -> dict[str, tuple[Path, dict[str, Any]]]:
     """Returns for each case its folder and what the step measured; ``failed`` is what it said against it."""
-    folder = Path(mkdtemp(prefix="manta-edge-"))
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site()), str(ROOT), *sys.path])}
-    command = [sys.executable, __file__, str(folder)]
+    return exported_by(__file__, "edge", CASES, site())
+
+
+def exported_by(script: str, name: str, cases: Iterable[str], *first: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """Runs a script that exports its cases and prints what was measured.
+
+    Args:
+        script: a module with a ``__main__`` part; it is given the folder to write to.
+        name: of the folder that each case's result has in its own.
+        cases: their names.
+        first: folders that come first in the script's path of Python.
+    """
+    folder = Path(mkdtemp(prefix=f"manta-{name}-"))
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*first, ROOT, *sys.path]))}
+    command = [sys.executable, script, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=env, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("EXPORTED ")]
     assert lines, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     measured = json.loads(lines[0].removeprefix("EXPORTED "))
-    return {name: (folder / name / "edge", measured[name]) for name in CASES}
+    return {case: (folder / case / name, measured[case]) for case in cases}
 
 
-def export(kind: str, scheme: str, fields: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Exports here."""
-    from conf.schema.export import ExportScheme, ExportSpec
+def export(kind: str, scheme: str, fields: dict[str, Any], target: Path, form: str = "onnx") -> dict[str, Any]:
+    """Exports here; what is exported lies beside the target."""
+    from conf.schema.export import ExportFormat, ExportScheme, ExportSpec
     from conf.schema.step import StepKind, StepSpec
     from pipelines.optimize.step.export import run
     from pipelines.optimize.step.task import StepFailed, StepTask
 
-    target = folder / "edge"
     target.mkdir(parents=True)
-    source = ROOT / "demo" / "model" if kind == "demo" else make_small(kind, fields, folder / "source")
-    spec = StepSpec(kind=StepKind.export, export=ExportSpec(scheme=ExportScheme[scheme]))
+    source = ROOT / "demo" / "model" if kind == "demo" else make_small(kind, fields, target.parent / "source")
+    part = ExportSpec(format=ExportFormat[form], scheme=ExportScheme[scheme])
+    spec = StepSpec(kind=StepKind.export, export=part)
     try:
         return run(StepTask(spec=spec, source=source, teacher=source, target=target, examples=None, seed=0))
     except StepFailed as error:
@@ -94,4 +107,7 @@ if __name__ == "__main__":
     import torch
 
     torch.set_num_threads(1)
-    print("EXPORTED " + json.dumps({name: export(*case, Path(sys.argv[1]) / name) for name, case in CASES.items()}))
+    print(
+        "EXPORTED "
+        + json.dumps({name: export(*case, Path(sys.argv[1]) / name / "edge") for name, case in CASES.items()})
+    )

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import pytest
-from edge_model import ROOT, make_small
+from edge_model import export, exported_by
 
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "demo": ("demo", "int8_blocks", {}),
@@ -36,44 +33,12 @@ NEEDS_GGUF = pytest.mark.skipif(
 @cache
 def gguf_exports() -> dict[str, tuple[Path, dict[str, Any]]]:
     """Returns for each case its folder and what the step measured; ``failed`` is what it said against it."""
-    folder = Path(mkdtemp(prefix="manta-gguf-"))
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    command = [sys.executable, __file__, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=env, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("EXPORTED ")]
-    assert lines, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    measured = json.loads(lines[0].removeprefix("EXPORTED "))
-    return {name: (folder / name / "gguf", measured[name]) for name in CASES}
-
-
-def export(kind: str, scheme: str, fields: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Exports here."""
-    from conf.schema.export import ExportFormat, ExportScheme, ExportSpec
-    from conf.schema.step import StepKind, StepSpec
-    from pipelines.optimize.step.export import run
-    from pipelines.optimize.step.task import StepFailed, StepTask
-
-    target = folder / "gguf"
-    target.mkdir(parents=True)
-    source = ROOT / "demo" / "model" if kind == "demo" else make_small(kind, fields, folder / "source")
-    part = ExportSpec(format=ExportFormat.gguf, scheme=ExportScheme[scheme])
-    task = StepTask(
-        spec=StepSpec(kind=StepKind.export, export=part),
-        source=source,
-        teacher=source,
-        target=target,
-        examples=None,
-        seed=0,
-    )
-    try:
-        return run(task)
-    except StepFailed as error:
-        return {"failed": str(error)}
+    return exported_by(__file__, "gguf", CASES)
 
 
 if __name__ == "__main__":
     import torch
 
     torch.set_num_threads(1)
-    found = {name: export(*case, Path(sys.argv[1]) / name) for name, case in CASES.items()}
+    found = {name: export(*case, Path(sys.argv[1]) / name / "gguf", "gguf") for name, case in CASES.items()}
     print("EXPORTED " + json.dumps(found), flush=True)
