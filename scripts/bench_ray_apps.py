@@ -113,7 +113,7 @@ def serve(task: AppTask) -> None:
 
     ray.init(
         address="local",
-        num_cpus=max(LOGICAL_CPUS, os.cpu_count() or 1),
+        num_cpus=max(LOGICAL_CPUS, len(os.sched_getaffinity(0))),
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,

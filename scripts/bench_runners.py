@@ -228,7 +228,8 @@ def _ray_data_llm(task: Task, tuning: dict[str, Any]) -> list[dict[str, Any]]:
         return {**{name: row[name] for name in names}, "output": row["generated_text"], "ended_at": time.time()}
 
     # its five stages hold a CPU each; with fewer the job waits for ever
-    ray.init(num_cpus=max(8, os.cpu_count() or 1), include_dashboard=False, log_to_driver=False)
+    num_cpus = max(8, len(os.sched_getaffinity(0)))
+    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False)
     table = ray.data.read_json(f"{task.input}/rows.jsonl")
     if tuning:
         table = table.repartition(target_num_rows_per_block=TUNED_BATCH_ROWS)
