@@ -45,10 +45,12 @@ WAYS: dict[str, tuple[AdmissionRule, int] | None] = {
     "none": None,
     "gaps": (AdmissionRule.room, 100),
     "gaps_tpot": (AdmissionRule.room, 100),
+    "gaps_p99": (AdmissionRule.room, 100),
     "priority": (AdmissionRule.all, 100),
     "no_admission": (AdmissionRule.all, 0),
 }
-"""No job; the job as it is; with a limit for TPOT as well; vLLM's priority alone; neither priority nor admission."""
+"""No job; the job as it is; with a limit for TPOT as well, near its median without a job; with limits for TTFT and
+TPOT, near their p99 without a job; vLLM's priority alone; neither priority nor admission."""
 TOKENS = (5, 400)
 """Token ids of prompts are drawn from this range, which every model has."""
 
@@ -78,12 +80,14 @@ async def run_job(job: Job) -> dict[str, Any]:
     await engine.start()
     print("begun", flush=True)
     drawn = random.Random(1)
-    sampling = SamplingSpec(max_tokens=job.answer_tokens, ignore_eos=True)
 
     def rows() -> Iterator[Request]:
         number = 0
         while True:
             tokens = [drawn.randint(*TOKENS) for _ in range(job.prompt_tokens)]
+            # equal lengths would end, and begin, all at once
+            limit = drawn.randint(job.answer_tokens // 2, job.answer_tokens + job.answer_tokens // 2)
+            sampling = SamplingSpec(max_tokens=max(1, limit), ignore_eos=True)
             yield Request(id=str(number), token_ids=tokens, sampling=sampling)
             number += 1
 
@@ -154,8 +158,8 @@ async def measure(args: argparse.Namespace, way: str, loads: list[tuple[float, i
             rows_in_flight=args.rows_in_flight,
             prompt_tokens=args.offline_prompt,
             answer_tokens=args.offline_answer,
-            max_ttft_ms=args.max_ttft_ms,
-            max_tpot_ms=args.max_tpot_ms if way == "gaps_tpot" else None,
+            max_ttft_ms=args.p99_ms[0] if way == "gaps_p99" else args.max_ttft_ms,
+            max_tpot_ms={"gaps_tpot": args.max_tpot_ms, "gaps_p99": args.p99_ms[1]}.get(way),
         )
         words = [sys.executable, str(Path(__file__).resolve()), "--job", json.dumps(asdict(job))]
         process = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
@@ -226,8 +230,9 @@ def compared(args: argparse.Namespace, loads: list[tuple[float, int, int]]) -> d
     runs = []
     for way in args.ways:
         runs.append(found := asyncio.run(measure(args, way, loads)))
-        if way == "none" and args.max_tpot_ms is None and found["tpot_p50_ms"]:
-            args.max_tpot_ms = args.tpot_slack * found["tpot_p50_ms"]
+        if way == "none" and args.p99_ms[1] is None and found["tpot_p50_ms"]:
+            args.p99_ms = found["ttft_p99_ms"], found["tpot_p99_ms"]
+            args.max_tpot_ms = args.max_tpot_ms or args.tpot_slack * found["tpot_p50_ms"]
         if (gained := found.get("offline_tokens_per_s")) is not None:
             found["gained_of_idle"] = gained / max(job - found["interactive_tokens_per_s"], 1e-9)
         tell(found)
@@ -272,7 +277,7 @@ def main() -> None:
     parser.add_argument("--case", default="gaps", help="its name in the file")
     parser.add_argument("--out", type=Path, help="where the figures go, as JSON; others that are there stay")
     args = parser.parse_args()
-    args.engine = dict(args.engine)
+    args.engine, args.p99_ms = dict(args.engine), (args.max_ttft_ms, args.max_tpot_ms)
     loads = loads_of(args)
     kept = {key: value for key, value in vars(args).items() if key not in ("trace", "out", "case")}
     with service_of(args):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
 from conf.schema.access import AccessSpec
@@ -160,11 +160,11 @@ class Access:
         if limits.requests_per_min is None and limits.tokens_per_min is None:
             return send
 
-        async def add(message: Message) -> None:
+        def add(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 more = [(name.encode(), value.encode()) for name, value in account.headers(limits, self._clock())]
                 message = {**message, "headers": [*message.get("headers", ()), *more]}
-            await send(message)
+            return send(message)
 
         return add
 

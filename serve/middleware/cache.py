@@ -199,7 +199,7 @@ def _say(status: str, scope: Scope, send: Send) -> Callable[[Message], Awaitable
     manta = scope.setdefault("manta", {})
     manta["cache"] = status
 
-    async def say(message: Message) -> None:
+    def say(message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
             headers = list(message.get("headers", ()))
             said = next((value for name, value in headers if name == SAYS), None)
@@ -208,7 +208,7 @@ def _say(status: str, scope: Scope, send: Send) -> Callable[[Message], Awaitable
             else:
                 manta["cache"] = said.decode()
             message = {**message, "headers": headers}
-        await send(message)
+        return send(message)
 
     return say
 

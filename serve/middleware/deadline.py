@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+from collections.abc import Awaitable
 
 from serve.middleware.answer import ASGIApp, Message, Receive, Refused, Scope, Send, error_event, refuse_with
 from serve.middleware.header import Headers, media_type
@@ -87,6 +88,10 @@ def asked_timeout_s(headers: Headers) -> float | None:
     return seconds
 
 
+async def _nothing() -> None:
+    pass
+
+
 async def _ended(task: asyncio.Task[None]) -> None:
     """Waits until a task has ended, cancelled where it does not end by itself."""
     if not task.done():
@@ -127,10 +132,10 @@ class _Line:
             heard.cancel()
             cut.cancel()
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
         """The app's ``send``."""
         if self._is_cut.is_set():
-            return
+            return _nothing()
         if message["type"] == "http.response.start":
             self._is_begun = True
             self._is_stream = media_type(message.get("headers", ())) == "text/event-stream"
@@ -138,7 +143,7 @@ class _Line:
             self._is_ended = not message.get("more_body", False)
             if self._is_stream and (body := message.get("body")):
                 self._is_within = not body.endswith(b"\n\n")
-        await self._send(message)
+        return self._send(message)
 
     async def end(self, refused: Refused) -> None:
         """Ends the answer in the app's place."""

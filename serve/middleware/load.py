@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from conf.schema.autoscale import AutoscaleSpec
 from serve.autoscale.watch import Report
@@ -59,13 +59,13 @@ class Load:
         self._in_flight += 1
         self._prompt_tokens += expected
 
-        async def watch(message: Message) -> None:
+        def watch(message: Message) -> Awaitable[None]:
             nonlocal first_s
             # an answer that is no stream says nothing of its first token
             if first_s is None and message.get("body") and message.get("more_body", False):
                 first_s = self._clock()
                 self._ttft.append((first_s, first_s - came_s))
-            await send(message)
+            return send(message)
 
         try:
             await self.app(scope, receive, watch)

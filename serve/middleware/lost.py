@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from serve.middleware.answer import ASGIApp, Message, Receive, Scope, Send
 
@@ -32,10 +32,13 @@ class Lost:
             await self._app(scope, receive, send)
             return
 
-        async def watch(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] >= 500:
-                await self.look()
+        async def held_back(message: Message) -> None:
+            await self.look()
             await send(message)
+
+        def watch(message: Message) -> Awaitable[None]:
+            is_error = message["type"] == "http.response.start" and message["status"] >= 500
+            return held_back(message) if is_error else send(message)
 
         await self.look()
         await self._app(scope, receive, watch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from conf.schema.access import AccessSpec
 from serve.middleware.answer import ASGIApp, Message, Receive, Refused, Scope, Send, refuse_with
@@ -29,7 +29,7 @@ class Measure:
         reader: UsageReader | None = None
         manta = scope["manta"]
 
-        async def watch(message: Message) -> None:
+        def watch(message: Message) -> Awaitable[None]:
             nonlocal reader
             if message["type"] == "http.response.start":
                 manta["status"] = message["status"]
@@ -38,7 +38,7 @@ class Measure:
                 reader.feed(message.get("body", b""))
                 if not message.get("more_body", False) and (usage := reader.close() or reported_usage(scope)):
                     manta["usage"] = usage
-            await send(message)
+            return send(message)
 
         if "body" not in manta and scope["method"] not in ("GET", "HEAD") and media_type(scope["headers"]) == JSON:
             try:

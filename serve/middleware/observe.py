@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -135,7 +135,7 @@ class _Watch:
         is_waiting = self.first_at is None and isinstance(body, dict) and body.get("stream") is True
         return self._clock() - self.came_at if is_waiting else 0.0
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
         """Passes a message on; the first one with the request's id."""
         kind = message["type"]
         if kind == "http.response.start":
@@ -151,7 +151,7 @@ class _Watch:
                     self.first_at = self._last_at
             if self.status >= 400 and len(self._error) < _MAX_ERROR_BYTES:
                 self._error += message.get("body", b"")
-        await self._send(message)
+        return self._send(message)
 
     def tpot_s(self, usage: Usage | None) -> float | None:
         """Seconds for each token after the first one; null where there is none, or where all came at once."""

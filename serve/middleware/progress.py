@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from itertools import count
 
 from serve.middleware.answer import ASGIApp, Message, Receive, Scope, Send
@@ -39,13 +39,13 @@ class Progress:
         size = headers.get(b"content-length", b"")
         has_begun = False
 
-        async def watch(message: Message) -> None:
+        def watch(message: Message) -> Awaitable[None]:
             nonlocal has_begun
             if not has_begun and message["type"] == "http.response.body" and message.get("body"):
                 has_begun = True
                 if message.get("more_body", False):  # else the end follows at once
                     self._note(Event(Moment.first_token, flight))
-            await send(message)
+            return send(message)
 
         tokens = round(int(size) / self._bytes_per_token) if size.isdigit() else 1
         self._note(Event(Moment.began, flight, tokens))

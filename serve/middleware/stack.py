@@ -89,6 +89,9 @@ def make_formats(app: ASGIApp, spec: AccessSpec) -> Negotiation:
 def wrapped(app: ASGIApp, layers: Sequence[Layer]) -> ASGIApp:
     """Returns an app within its layers, the first one outermost.
 
+    A stream's events pass through the ``send`` of each. Those that only look are plain functions that return what the
+    next one's returns: with a coroutine for each layer, passing an event was a sixth of what a stream costs.
+
     Raises:
         ImportError, AttributeError: for a class that is not there.
     """

@@ -115,6 +115,8 @@ def set_flags(job: ServeJob, scratch: Path, environment: MutableMapping[str, str
         # a process that was reloaded away ends what it has begun, and what comes on connections that it still has
         "HAPROXY_HARD_STOP_AFTER_S": round(KEEP_ALIVE_S + job.deployment.request_timeout_s + job.deployment.drain_s),
         "DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": DRAIN_S,
+        # with two loops each event of a stream would go from one thread to the other, which both want the interpreter
+        "RUN_USER_CODE_IN_SEPARATE_THREAD": 0,
         "FALLBACK_PROXY_HTTP_PORT": http,
         "FALLBACK_PROXY_GRPC_PORT": grpc,
     }
