@@ -153,7 +153,7 @@ def proxied(folder: Path, router: int, *ports: int) -> Iterator[tuple[httpx.Clie
     program, (port,) = haproxy_program(), free_ports(1)
     assert program is not None
     flags: dict[str, str] = {}
-    set_flags(ServeJob(), folder, flags)
+    set_flags(ServeJob(), 4096, folder, flags)
     ours = {name: value for name, value in flags.items() if "HAPROXY_RETR" in name}
     config = write(folder, {**FLAGS, **ours}, port, router, *ports)
     command = [sys.executable, "-I", "-S", haproxy.__file__, program, "7.5", "-db", "-f", str(config)]
