@@ -65,19 +65,29 @@ def read_trace(path: str, sample: int, scale: int, rate: float, max_requests: in
     return asks
 
 
-def counted(server: Server) -> dict[str, Counter[str]]:
-    """Returns vLLM's counters of prefix tokens by replica."""
+def samples(server: Server) -> list[Any]:
+    """Returns what the service's metrics say now."""
     from prometheus_client.parser import text_string_to_metric_families
 
     request = urllib.request.Request(f"{server.url}/metrics", headers={"authorization": f"Bearer {KEY}"})
     with urllib.request.urlopen(request, timeout=60) as response:
         page = response.read().decode()
+    return [sample for family in text_string_to_metric_families(page) for sample in family.samples]
+
+
+def counted(server: Server) -> dict[str, Counter[str]]:
+    """Returns vLLM's counters of prefix tokens by replica."""
     found: dict[str, Counter[str]] = {name: Counter() for name in COUNTERS}
-    for family in text_string_to_metric_families(page):
-        for sample in family.samples:
-            if sample.name in found:
-                found[sample.name][sample.labels["replica"]] += int(sample.value)
+    for sample in samples(server):
+        if sample.name in found:
+            found[sample.name][sample.labels["replica"]] += int(sample.value)
     return found
+
+
+def cache_tokens(server: Server) -> list[int]:
+    """Returns what vLLM made of `--kv-tokens`, each size once."""
+    sizes = [sample.labels for sample in samples(server) if sample.name == "vllm:cache_config_info"]
+    return sorted({int(size["num_gpu_blocks"]) * int(size["block_size"]) for size in sizes})
 
 
 async def run_load(url: str, asks: Sequence[Ask]) -> list[float]:
@@ -134,6 +144,7 @@ def measure(server: Server, asks: Sequence[Ask], num_replicas: int) -> dict[str,
     shares = list(asked.values())
     return {
         "replicas": len(shares),
+        "kv_tokens": cache_tokens(server),
         "requests": len(asks),
         "prompt_tokens": sum(shares),
         "seconds": seconds,

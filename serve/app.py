@@ -104,7 +104,7 @@ def _serve(plan: ServicePlan, scratch: Path, terminal: TextIO, post: Post, build
     """Returns whether it was ready before it was interrupted."""
     job, began = plan.job, time.monotonic()
     if (form := decide_form(job, scratch)) is ProxyForm.direct:
-        set_flags(job, scratch, os.environ)
+        set_flags(job, plan.max_model_len, scratch, os.environ)
         plan = plan.behind(form)
 
     def say(news: str) -> None:

@@ -32,7 +32,7 @@ AGAIN_VARIABLE = "MANTA_ASK_AGAIN"
 AGAIN_HEADER = b"x-serve-router-again"
 """Of a second attempt. HAProxy takes headers that begin so from clients' requests, and so does this."""
 KEPT_BYTES = 1 << 20
-"""A longer body is not kept for a second attempt; HAProxy's bound is the same (serve/router/proxy.py)."""
+"""A longer body is not kept for a second attempt; HAProxy's bound is the same or less (serve/router/proxy.py)."""
 READY_S = 5.0
 """Where no replica is there, Ray Serve has a request wait for one: whoever asks for /ready wants to know now."""
 DISPATCH_VARIABLE = "MANTA_DISPATCH"

@@ -28,6 +28,7 @@ HEADER_TIMEOUT_S = 30
 AGAIN, AGAIN_HEADER = "again", "x-manta-again"
 """HAProxy itself as a server, by another connection, once. A process that was reloaded away still has connections of
 clients, and a request that comes on one of them is to reach replicas that are newer than the process."""
+OWN_CONNECTION = "    http-reuse never\n    option http-server-close\n"
 _EDITS: list[tuple[str, str]] = [
     # statistics and metrics listen on every address, for everybody
     (r"(?ms)^listen stats\n.*\Z", ""),
@@ -37,6 +38,10 @@ _EDITS: list[tuple[str, str]] = [
     # addresses of clients go to no log
     (r"(?m)^    log \S+ local0 info\n", ""),
     (r"(?m)^    errorfile .*\n", ""),
+    # Each request has a connection of its own to its replica. Where one that answered before ends, HAProxy tells the
+    # client nothing and ends its connection too, for the client to ask again; so it does where a second attempt finds
+    # such a connection, left of a replica that has just been killed
+    (r"(?m)^    http-reuse always\n", OWN_CONNECTION),
     # Ray answers 503 where no router does: any replica is better. What it takes then is leastconn's
     (r"(?m)^    http-request return status 503 .*Ingress request router failed.*\n", ""),
     # the service has all paths: where none is known, it is about to come or has ended
@@ -68,7 +73,8 @@ def amended(config: str, folder: str, body_timeout_s: float) -> str:
     config = re.sub(r"(?m)^(    http-request wait-for-body time) \S+ ", rf"\1 {wait}ms ", config)
     host, port = re.findall(r"(?m)^    bind (\S*):(\d+)$", config)[-1]
     host = {"*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]", "[::]": "[::1]"}.get(host, host)
-    config += f"\nbackend {AGAIN}\n    http-request set-header {AGAIN_HEADER} 1\n    server self {host}:{port}\n"
+    config += f"\nbackend {AGAIN}\n{OWN_CONNECTION}"
+    config += f"    http-request set-header {AGAIN_HEADER} 1\n    server self {host}:{port}\n"
     lines = [f"    timeout http-request {HEADER_TIMEOUT_S}s"]
     lines += [f"    errorfile {status} {folder}/{status}.http" for status in ERRORS]
     return config.replace("defaults\n    mode http\n", "defaults\n    mode http\n" + "\n".join(lines) + "\n", 1)

@@ -85,7 +85,7 @@ def main() -> None:
     )
     with scratch_folder() as scratch:
         if (form := decide_form(job, Path(scratch))) is ProxyForm.direct:
-            set_flags(job, Path(scratch), os.environ)
+            set_flags(job, 4096, Path(scratch), os.environ)
         with connect(job.cluster, 8, Path(scratch)):
             import ray
             import ray.serve as rayserve

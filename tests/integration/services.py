@@ -42,20 +42,14 @@ class Service:
         return found
 
     def ready(self, status: int, timeout_s: float = 200) -> set[int]:
-        """Waits until /ready answers so; returns what it answered before, 0 where the connection was closed."""
+        """Waits until /ready answers so; returns what it answered before."""
         before: set[int] = set()
         deadline = time.monotonic() + timeout_s
-        while (code := self._ready(timeout_s)) != status:
+        while (code := httpx.get(f"{self.url}/ready", timeout=timeout_s).status_code) != status:
             before.add(code)
             assert time.monotonic() < deadline, (before, self.said())
             time.sleep(0.2)
         return before
-
-    def _ready(self, timeout_s: float) -> int:
-        try:
-            return httpx.get(f"{self.url}/ready", timeout=timeout_s).status_code
-        except httpx.RemoteProtocolError:
-            return 0
 
     def interrupt(self) -> None:
         self.process.send_signal(signal.SIGINT)

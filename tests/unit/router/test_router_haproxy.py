@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import httpx
 import pytest
@@ -62,7 +67,8 @@ def test_each_change_finds_its_place(written: Path, pattern: str):
 
 
 @pytest.mark.parametrize(
-    "gone", ["listen stats", "prometheus", "mode 666", "router failed", "local0", "not found. Ping"]
+    "gone",
+    ["listen stats", "prometheus", "mode 666", "router failed", "local0", "not found. Ping", "http-reuse always"],
 )
 def test_what_should_not_be_there_is_gone(written: Path, ours: str, gone: str):
     assert gone in written.read_text()
@@ -141,26 +147,85 @@ def replica(says: bytes) -> Iterator[tuple[int, list[bytes]]]:
         server.shutdown(socket.SHUT_RDWR)
 
 
-@pytest.mark.parametrize("says", [b"", HEAD[:20]], ids=["nothing", "half of the headers"])
-def test_a_replica_that_breaks_off_before_its_headers_are_whole_is_not_the_answer(tmp_path: Path, says: bytes):
+@contextmanager
+def proxied(folder: Path, router: int, *ports: int) -> Iterator[tuple[httpx.Client, str, subprocess.Popen[bytes]]]:
+    """HAProxy before replicas at these ports, as `manta serve` sets it up, and a client that waits until it listens."""
     program, (port,) = haproxy_program(), free_ports(1)
     assert program is not None
     flags: dict[str, str] = {}
-    set_flags(ServeJob(), tmp_path, flags)
+    set_flags(ServeJob(), 4096, folder, flags)
+    ours = {name: value for name, value in flags.items() if "HAPROXY_RETR" in name}
+    config = write(folder, {**FLAGS, **ours}, port, router, *ports)
+    command = [sys.executable, "-I", "-S", haproxy.__file__, program, "7.5", "-db", "-f", str(config)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        with httpx.Client(transport=httpx.HTTPTransport(retries=5), timeout=20) as client:
+            yield client, f"http://127.0.0.1:{port}/v1/x", process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("says", [b"", HEAD[:20]], ids=["nothing", "half of the headers"])
+def test_a_replica_that_breaks_off_before_its_headers_are_whole_is_not_the_answer(tmp_path: Path, says: bytes):
     # the router names nobody: the replica with the fewest connections is asked
-    with replica(says) as (broken, asked), replica(HEAD + b"ok") as (whole, _), replica(HEAD + b"{}") as (router, _):
-        ours = {name: value for name, value in flags.items() if "HAPROXY_RETR" in name}
-        config = write(tmp_path, {**FLAGS, **ours}, port, router, broken, whole)
-        command = [sys.executable, "-I", "-S", haproxy.__file__, program, "7.5", "-db", "-f", str(config)]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            statuses = []
-            transport = httpx.HTTPTransport(retries=5)  # until it listens
-            with httpx.Client(transport=transport, timeout=20) as client:
-                for _ in range(6):
-                    statuses.append(client.post(f"http://127.0.0.1:{port}/v1/x", json={"n": 1}).status_code)
-        finally:
-            process.kill()
-            process.wait()
+    with (
+        replica(says) as (broken, asked),
+        replica(HEAD + b"ok") as (whole, _),
+        replica(HEAD + b"{}") as (router, _),
+        proxied(tmp_path, router, broken, whole) as (client, url, _),
+    ):
+        statuses = [client.post(url, json={"n": 1}).status_code for _ in range(6)]
     assert asked  # the broken one was tried
     assert statuses == [200] * 6
+
+
+class Mortal(BaseHTTPRequestHandler):
+    """A replica that keeps its connections open."""
+
+    protocol_version = "HTTP/1.1"
+    open: ClassVar[list[socket.socket]] = []
+
+    def setup(self) -> None:
+        super().setup()
+        self.open.append(self.connection)
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("content-length", "2")
+        self.end_headers()
+        self.wfile.write(b"ok")
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.do_GET()
+
+    def log_message(self, format: str, *_: object) -> None:
+        """Says nothing."""
+
+
+def test_the_end_of_a_replica_that_has_answered_before_is_said_to_each_client(tmp_path: Path):
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), Mortal) as server,
+        ThreadPoolExecutor(32) as many,
+        replica(HEAD + b"{}") as (router, _),
+        proxied(tmp_path, router, server.server_address[1]) as (client, url, process),
+    ):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+
+        def ask(_: int) -> httpx.Response:
+            return client.post(url, json={"n": 1})
+
+        assert [given.status_code for given in many.map(ask, range(200))] == [200] * 200
+        process.send_signal(signal.SIGSTOP)  # it hears of the end when the next requests are there already
+        server.shutdown()
+        server.server_close()
+        for connection in Mortal.open:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        asked = [many.submit(ask, at) for at in range(32)]
+        time.sleep(0.5)
+        process.send_signal(signal.SIGCONT)
+        ends = [given.result() for given in asked]
+    assert {given.status_code for given in ends} <= {502, 503}
+    assert all(given.json()["error"]["message"] and given.headers["retry-after"] == "1" for given in ends)

@@ -10,7 +10,7 @@ import pytest
 from conf.errors import UserError
 from conf.schema.cluster import ClusterSpec
 from conf.schema.serve import DeploymentSpec, ProxyForm, ServeJob
-from serve.router.proxy import MAX_SCRATCH_CHARS, decide_form, set_flags
+from serve.router.proxy import MAX_SCRATCH_CHARS, buffer_bytes, decide_form, set_flags
 
 SHORT, LONG = Path("/tmp/manta-12345678"), Path("/tmp/" + "x" * MAX_SCRATCH_CHARS)
 
@@ -41,21 +41,32 @@ def test_what_direct_lacks_is_said(address: str | None, scratch: Path):
 
 def test_what_the_user_has_set_stays(tmp_path: Path):
     environment = {"RAY_SERVE_HAPROXY_NBTHREAD": "9"}
-    set_flags(job(), tmp_path, environment)
+    set_flags(job(), 4096, tmp_path, environment)
     assert environment["RAY_SERVE_HAPROXY_NBTHREAD"] == "9"
     assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
 
 
 def test_the_program_that_is_named_becomes_haproxy(tmp_path: Path):
     environment: dict[str, str] = {}
-    set_flags(job(), tmp_path, environment)
+    set_flags(job(), 4096, tmp_path, environment)
     command = [environment["RAY_SERVE_HAPROXY_BINARY_PATH"], "-v"]
     assert "HAProxy version" in subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+
+
+@pytest.mark.parametrize(
+    ("context", "size"),
+    [(1, 1 << 17), (8192, 1 << 17), (8193, 1 << 18), (32768, 1 << 19), (131072, 1 << 20), (10**7, 1 << 20)],
+)
+def test_buffers_hold_a_prompt_as_long_as_the_context_up_to_a_bound(context: int, size: int, tmp_path: Path):
+    assert buffer_bytes(context) == size
+    environment: dict[str, str] = {}
+    set_flags(job(), context, tmp_path, environment)
+    assert environment["RAY_SERVE_HAPROXY_INGRESS_REQUEST_ROUTER_BUFSIZE"] == str(size)
 
 
 def test_ray_knows_every_flag(tmp_path: Path):
     from ray.serve._private import constants, haproxy
 
     environment: dict[str, str] = {}
-    set_flags(job(), tmp_path, environment)
+    set_flags(job(), 4096, tmp_path, environment)
     assert all(hasattr(constants, name) or hasattr(haproxy, name) for name in environment)
