@@ -68,7 +68,9 @@ def amended(config: str, folder: str, body_timeout_s: float) -> str:
     config = re.sub(r"(?m)^(    http-request wait-for-body time) \S+ ", rf"\1 {wait}ms ", config)
     host, port = re.findall(r"(?m)^    bind (\S*):(\d+)$", config)[-1]
     host = {"*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]", "[::]": "[::1]"}.get(host, host)
-    config += f"\nbackend {AGAIN}\n    http-request set-header {AGAIN_HEADER} 1\n    server self {host}:{port}\n"
+    # a connection that is kept ends in the process that had the port when it was made, which may be this one
+    once = "    http-reuse never\n    option http-server-close\n"
+    config += f"\nbackend {AGAIN}\n{once}    http-request set-header {AGAIN_HEADER} 1\n    server self {host}:{port}\n"
     lines = [f"    timeout http-request {HEADER_TIMEOUT_S}s"]
     lines += [f"    errorfile {status} {folder}/{status}.http" for status in ERRORS]
     return config.replace("defaults\n    mode http\n", "defaults\n    mode http\n" + "\n".join(lines) + "\n", 1)
