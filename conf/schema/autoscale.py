@@ -40,7 +40,7 @@ class AutoscaleSpec:
     """`manta serve`: answer tokens of a full replica a second; null lets each measure it as it starts."""
     start_s: float = 45.0
     """`manta serve`: seconds that a replica takes to start, until one has said what it took."""
-    interval_s: float = 2.0
+    interval_s: float = 1.0
     """Seconds from one decision to the next."""
     utilization: float = 0.7
     """Share of a replica's measured capacity that is planned with: the rest is for bursts. ``slo`` begins with it."""

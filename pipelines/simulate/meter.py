@@ -59,6 +59,7 @@ class Meter:
         self._arrivals.note(now, self._requests, self._prompt_tokens)
         short = self._arrivals.rates(spec.short_window_s, self.mean_answer)
         long = self._arrivals.rates(spec.long_window_s, self.mean_answer)
+        least = self._arrivals.least_rates(self.mean_answer)
         waiting = self._requests - self._begun
         answering = self._begun - self._ended
         return Observation(
@@ -76,6 +77,8 @@ class Meter:
             short_answer_tokens_per_s=short[1],
             long_prompt_tokens_per_s=long[0],
             long_answer_tokens_per_s=long[1],
+            least_prompt_tokens_per_s=least[0],
+            least_answer_tokens_per_s=least[1],
             ttft_s=self._percentile(self._ttft, now),
             tpot_s=self._percentile(self._tpot, now),
             start_s=start_s,
