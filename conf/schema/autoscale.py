@@ -75,7 +75,7 @@ class AutoscaleSpec:
     forecast_utilization: float = 0.65
     """``forecast``: share of capacity that the expected load may take after a surprise: a load that was not expected,
     or a target that was missed."""
-    forecast_max_utilization: float = 0.9
+    forecast_max_utilization: float = 0.95
     """``forecast``: what that share creeps up to while nothing surprises; the bursts are in what is expected."""
     forecast_memory_s: float = 3600.0
     """``forecast``: how far that past reaches."""
