@@ -202,7 +202,7 @@ def test_a_kept_connection_reaches_a_replica_that_came_with_a_later_process(tmp_
                 sockets = ["-sf", str(first.pid), "-x", str(folders[0] / "s")]
                 with proxy(folders[1] / "haproxy.cfg", *sockets) as second:
                     until(lambda: f"Pid: {second.pid}\n" in told(folders[1] / "s"))
-                    time.sleep(0.3)  # the first one hears that it is to go
+                    until(lambda: not told(folders[0] / "s"))  # the first one listens no more
                     before = len(router_asked)
                     ask()
                     assert (len(old_asked), len(new_asked)) == (4, 1)
@@ -212,7 +212,7 @@ def test_a_kept_connection_reaches_a_replica_that_came_with_a_later_process(tmp_
 
 
 def told(path: Path) -> str:
-    """What the process says of itself."""
+    """What the process says of itself; nothing where it does not listen."""
     with socket.socket(socket.AF_UNIX) as commands, suppress(OSError):
         commands.connect(str(path))
         commands.sendall(b"show info\n")
