@@ -165,8 +165,8 @@ def simulated(args: argparse.Namespace, trace: Trace, replica: dict[str, Any], s
 
 
 def phases(trace: Trace) -> list[Trace]:
-    """Returns the slice as it comes where the service happens to decide a bit sooner: between two decisions."""
-    return [replace(trace, arrival_s=trace.arrival_s + late_s) for late_s in (0.0, 0.5, 1.0, 1.5)]
+    """Returns the slice as it comes where the service happens to decide, and replicas to tell, a bit sooner."""
+    return [replace(trace, arrival_s=trace.arrival_s + late_s) for late_s in np.arange(0.0, 2.0, 0.25).tolist()]
 
 
 def main() -> None:
@@ -201,11 +201,14 @@ def main() -> None:
     real, said = real_figures(found, args), simulated_figures(trace, run, args)
     spread = [simulated_figures(late, simulated(args, late, replica, start_s), args) for late in phases(trace)]
     print(f"starts seen: {', '.join(f'{start:.1f}' for start in starts)} s; simulated with {start_s:.1f} s")
-    print(f"{'':16}{'real':>10}{'simulated':>10}{'apart':>8}   least and most, where decisions fall otherwise")
+    columns = ("real", "simulated", "apart", "mean", "apart", "least", "most")
+    print(f"{'':16}{''.join(f'{column:>10}' for column in columns)}  (the last four where decisions fall otherwise)")
     for name, value in real.items():
-        apart = f"{said[name] / value - 1:+8.1%}" if value else ""
         others = [each[name] for each in spread]
-        print(f"{name:16}{value:10.3f}{said[name]:10.3f}{apart:8}{min(others):10.3f}{max(others):10.3f}")
+        mean = sum(others) / len(others)
+        cells = [said[name], said[name] / value - 1 if value else None, mean, mean / value - 1 if value else None]
+        shown = [f"{cell:10.3f}" if cell is not None else f"{'':10}" for cell in cells]
+        print(f"{name:16}{value:10.3f}{''.join(shown)}{min(others):10.3f}{max(others):10.3f}")
     print("real fleet     ", [tuple(change) for change in found["fleet"]])
     print("simulated fleet", [(at_s, target) for at_s, target, _ in run.reasons])
     if args.out:

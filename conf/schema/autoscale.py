@@ -40,7 +40,7 @@ class AutoscaleSpec:
     """`manta serve`: answer tokens of a full replica a second; null lets each measure it as it starts."""
     start_s: float = 45.0
     """`manta serve`: seconds that a replica takes to start, until one has said what it took."""
-    interval_s: float = 2.0
+    interval_s: float = 1.0
     """Seconds from one decision to the next."""
     utilization: float = 0.7
     """Share of a replica's measured capacity that is planned with: the rest is for bursts. ``slo`` begins with it."""
@@ -75,7 +75,7 @@ class AutoscaleSpec:
     forecast_utilization: float = 0.65
     """``forecast``: share of capacity that the expected load may take after a surprise: a load that was not expected,
     or a target that was missed."""
-    forecast_max_utilization: float = 0.9
+    forecast_max_utilization: float = 0.95
     """``forecast``: what that share creeps up to while nothing surprises; the bursts are in what is expected."""
     forecast_memory_s: float = 3600.0
     """``forecast``: how far that past reaches."""

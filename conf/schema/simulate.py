@@ -67,6 +67,9 @@ class SimulateSpec:
     """Copies arrive up to this much earlier or later, evenly drawn."""
     speed_up: float = 1.0
     """Arrivals come so many times as fast."""
+    report_s: float = 1.0
+    """Seconds from one report of the replicas to the next, as in `manta serve`: a decision knows what was when they
+    last told. 0 has it know what is."""
     max_requests: int | None = None
     """Only the first so many of the trace; null takes all."""
     initial_replicas: int | None = None
@@ -84,6 +87,7 @@ class SimulateSpec:
         rules = [
             ("copies", self.copies >= 1, ">= 1"),
             ("jitter_s", 0 <= self.jitter_s < math.inf, ">= 0"),
+            ("report_s", 0 <= self.report_s < math.inf, ">= 0"),
             ("speed_up", 0 < self.speed_up < math.inf, "> 0"),
             ("max_requests", self.max_requests is None or self.max_requests >= 1, ">= 1 or null"),
             ("initial_replicas", self.initial_replicas is None or self.initial_replicas >= 0, ">= 0 or null"),

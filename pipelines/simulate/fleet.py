@@ -23,7 +23,7 @@ from serve.autoscale.observation import Decision, Observation
 
 Decide = Callable[[Observation], Decision]
 """A policy with its memory."""
-_TICK, _READY = -1, -2
+_TICK, _READY, _REPORT = -1, -2, -3
 FULL = math.inf
 
 
@@ -49,7 +49,9 @@ class Run:
 class Fleet:
     """Replicas, and the requests in front of them."""
 
-    def __init__(self, trace: Trace, spec: ReplicaSpec, scale: AutoscaleSpec, initial: int) -> None:
+    def __init__(
+        self, trace: Trace, spec: ReplicaSpec, scale: AutoscaleSpec, initial: int, report_s: float = 0.0
+    ) -> None:
         """Starts with replicas that are ready.
 
         Args:
@@ -57,8 +59,9 @@ class Fleet:
             spec: a replica.
             scale: the interval and windows of observations; bounds are the policy's own affair.
             initial: replicas.
+            report_s: seconds from one report of all replicas to the next; 0 has a decision know what is.
         """
-        self._spec, self._scale = spec, scale
+        self._spec, self._scale, self._report_s = spec, scale, report_s
         self._arrival: list[float] = trace.arrival_s.tolist()
         self._prompt: list[int] = trace.prompt.tolist()
         self._answer: list[int] = trace.answer.tolist()
@@ -78,7 +81,7 @@ class Fleet:
         self._draining: set[int] = set()
         self._free: list[int] = []
         self._queue: deque[int] = deque()
-        self._events: list[tuple[float, int]] = []  # of a replica, its number; see _TICK and _READY
+        self._events: list[tuple[float, int]] = []  # of a replica, its number; or _TICK, _READY, _REPORT
         self._starts: deque[tuple[float, int]] = deque()  # when, number
         self._target = initial
         self._replica_s = self._busy_s = 0.0
@@ -92,6 +95,10 @@ class Fleet:
         ticks: list[tuple[float, int, int, int, int, int]] = []
         reasons: list[tuple[float, int, str]] = []
         heapq.heappush(events, (0.0, _TICK))
+        if self._report_s:
+            # a decision that falls on a whole number of them knows what is three quarters old: in a service it is that
+            # on average, for a report takes a moment to be made and to arrive
+            heapq.heappush(events, (self._report_s / 4, _REPORT))
         now = 0.0
         while open_requests:
             if at < count and arrivals[at] <= events[0][0]:
@@ -107,7 +114,12 @@ class Fleet:
                 replica = self._replicas[number]
                 if replica is not None and replica.next_s == now:
                     open_requests -= self._advance(number, replica, now)
+            elif number == _REPORT:
+                self._meter.look(now)
+                heapq.heappush(events, (now + self._report_s, _REPORT))
             elif number == _TICK:
+                if not self._report_s:
+                    self._meter.look(now)
                 seen = self._observe(now)
                 decision = decide(seen)
                 if decision.target != self._target:

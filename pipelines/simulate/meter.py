@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,6 +12,21 @@ from conf.schema.autoscale import AutoscaleSpec
 from serve.autoscale.arrivals import Arrivals
 from serve.autoscale.mean import ANSWER_TOKENS, PRIOR, Mean
 from serve.autoscale.observation import Capacity, Observation
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What had been counted at a moment."""
+
+    at_s: float
+    requests: int
+    prompt_tokens: int
+    begun: int
+    begun_tokens: int
+    ended: int
+    mean_answer: float
+    ttft_s: float | None
+    tpot_s: float | None
 
 
 class Meter:
@@ -25,6 +41,7 @@ class Meter:
         self._arrivals = Arrivals(spec)
         self._ttft = (array("d"), array("d"))  # when, value
         self._tpot = (array("d"), array("d"))
+        self.look(0.0)
 
     @property
     def mean_answer(self) -> float:
@@ -51,33 +68,50 @@ class Meter:
             self._tpot[0].append(now)
             self._tpot[1].append(tpot)
 
+    def look(self, now: float) -> None:
+        """Replicas tell what they have counted: it is what there is to see from now on."""
+        self._seen = _Look(
+            now,
+            self._requests,
+            self._prompt_tokens,
+            self._begun,
+            self._begun_tokens,
+            self._ended,
+            self.mean_answer,
+            self._percentile(self._ttft, now),
+            self._percentile(self._tpot, now),
+        )
+
     def observe(
         self, now: float, *, target: int, running: int, starting: int, draining: int, start_s: float, capacity: Capacity
     ) -> Observation:
         """Returns what there is to see at a decision; time does not go back from one to the next."""
-        spec = self._spec
-        self._arrivals.note(now, self._requests, self._prompt_tokens)
-        short = self._arrivals.rates(spec.short_window_s, self.mean_answer)
-        long = self._arrivals.rates(spec.long_window_s, self.mean_answer)
-        waiting = self._requests - self._begun
-        answering = self._begun - self._ended
+        spec, seen = self._spec, self._seen
+        self._arrivals.note(seen.at_s, seen.requests, seen.prompt_tokens)
+        short = self._arrivals.rates(spec.short_window_s, seen.mean_answer)
+        long = self._arrivals.rates(spec.long_window_s, seen.mean_answer)
+        least = self._arrivals.least_rates(seen.mean_answer)
+        waiting = seen.requests - seen.begun
+        answering = seen.begun - seen.ended
         return Observation(
             now_s=now,
-            metrics_age_s=0.0,
+            metrics_age_s=now - seen.at_s,
             target=target,
             running=running,
             starting=starting,
             draining=draining,
             running_requests=answering,
             waiting_requests=waiting,
-            waiting_prompt_tokens=self._prompt_tokens - self._begun_tokens,
-            outstanding_answer_tokens=self.mean_answer * (waiting + answering / 2),
+            waiting_prompt_tokens=seen.prompt_tokens - seen.begun_tokens,
+            outstanding_answer_tokens=seen.mean_answer * (waiting + answering / 2),
             short_prompt_tokens_per_s=short[0],
             short_answer_tokens_per_s=short[1],
             long_prompt_tokens_per_s=long[0],
             long_answer_tokens_per_s=long[1],
-            ttft_s=self._percentile(self._ttft, now),
-            tpot_s=self._percentile(self._tpot, now),
+            least_prompt_tokens_per_s=least[0],
+            least_answer_tokens_per_s=least[1],
+            ttft_s=seen.ttft_s,
+            tpot_s=seen.tpot_s,
             start_s=start_s,
             capacity=capacity,
         )

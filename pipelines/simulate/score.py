@@ -73,7 +73,7 @@ def fixed(replicas: int) -> Decide:
 
 def simulate(trace: Trace, job: SimulateJob, step: Decide, initial: int) -> Run:
     """Replays a trace against a policy; see `Fleet`."""
-    return Fleet(trace, job.replica, job.autoscale, initial).run(step)
+    return Fleet(trace, job.replica, job.autoscale, initial, job.simulate.report_s).run(step)
 
 
 def busy_series(trace: Trace, job: SimulateJob, span_s: float = PEAK_S) -> np.ndarray:

@@ -12,10 +12,14 @@ def busy_replicas(prompt_tokens_per_s: float, answer_tokens_per_s: float, capaci
 
 
 def arriving(seen: Observation) -> float:
-    """Returns the arriving load in replicas: of the window in which it is larger, so that a rise counts at once."""
+    """Returns the arriving load in replicas: of the window in which it is larger, so that a rise counts soon.
+
+    It counts at once where more has come in a moment than chance explains.
+    """
     short = busy_replicas(seen.short_prompt_tokens_per_s, seen.short_answer_tokens_per_s, seen.capacity)
     long = busy_replicas(seen.long_prompt_tokens_per_s, seen.long_answer_tokens_per_s, seen.capacity)
-    return max(short, long)
+    least = busy_replicas(seen.least_prompt_tokens_per_s, seen.least_answer_tokens_per_s, seen.capacity)
+    return max(short, long, least)
 
 
 def queue(spec: AutoscaleSpec, seen: Observation) -> float:

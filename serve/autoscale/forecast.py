@@ -16,8 +16,8 @@ from serve.autoscale.holt import Forecast, Track, follow
 from serve.autoscale.observation import Decision, Observation
 from serve.autoscale.settle import Calm, hold, is_stale, settle
 
-CREEP_PER_S = 0.0005
-"""Of the share: a tenth of capacity in 200 s."""
+CREEP_PER_S = 0.001
+"""Of the share: a tenth of capacity in 100 s."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -45,6 +45,9 @@ class Observation:
     long_prompt_tokens_per_s: float
     """Over ``autoscale.long_window_s``."""
     long_answer_tokens_per_s: float
+    least_prompt_tokens_per_s: float
+    """What comes at least, by the last moments: see `Arrivals.least_rates`."""
+    least_answer_tokens_per_s: float
     ttft_s: float | None
     """The percentile of ``autoscale.slo_percentile``, of answers that began in the long window; null where none did."""
     tpot_s: float | None

@@ -67,7 +67,7 @@ class Watch:
             now_s: a clock's seconds.
         """
         self._spec, self._max_num_seqs = spec, max_num_seqs
-        self._arrivals = Arrivals(spec, now_s)
+        self._arrivals, self._looked_s = Arrivals(spec, now_s), now_s
         self._last: dict[str, Report] = {}
         self._older: frozenset[str] | None = None
         """Replicas that were there before this watch: what they counted until then is no news."""
@@ -100,15 +100,19 @@ class Watch:
         self._last = reports
         self._learn(list(reports.values()))
         spec, answer = self._spec, self._answer.value
-        self._arrivals.note(now_s, self._requests + queued, self._prompt_tokens + queued * self._prompt.value)
+        # what was counted is as old as the reports: spans are between the moments at which replicas looked
+        age_s = _age_s(running, told)
+        self._looked_s = max(self._looked_s, now_s - age_s if math.isfinite(age_s) else now_s)
+        self._arrivals.note(self._looked_s, self._requests + queued, self._prompt_tokens + queued * self._prompt.value)
         short = self._arrivals.rates(spec.short_window_s, answer)
         long = self._arrivals.rates(spec.long_window_s, answer)
+        least = self._arrivals.least_rates(answer)
         waiting = sum(report.waiting for report in reports.values())
         answering = max(0.0, sum(report.in_flight for report in reports.values()) - waiting)
         waiting_tokens = sum(report.waiting_tokens for report in reports.values())
         return Observation(
             now_s=now_s,
-            metrics_age_s=_age_s(running, told),
+            metrics_age_s=age_s,
             target=target,
             running=len(running),
             starting=max(0, target - len(running)),
@@ -121,6 +125,8 @@ class Watch:
             short_answer_tokens_per_s=short[1],
             long_prompt_tokens_per_s=long[0],
             long_answer_tokens_per_s=long[1],
+            least_prompt_tokens_per_s=least[0],
+            least_answer_tokens_per_s=least[1],
             ttft_s=_worst([report.ttft_s for report in reports.values()]),
             tpot_s=_worst([report.tpot_s for report in reports.values()]),
             start_s=self._start_s,

@@ -22,6 +22,8 @@ NAME = "router"
 FLIGHT_HEADER = "x-serve-router-flight"
 """HAProxy takes headers that begin so from clients' requests, and puts in those that the router gave."""
 SESSION_HEADER = b"x-session-id"
+REQUEST_ID = b"x-request-id"
+"""The client's, or HAProxy's; the same where HAProxy asks a second time (`serve/router/haproxy.py`, AGAIN)."""
 KV_TOKENS = "kv_tokens"
 """What a replica calls its cache's size in `record_routing_stats`."""
 DEFAULT_KV_TOKENS = 131_072
@@ -91,14 +93,17 @@ class RouterIngress:
                 chunks.append(message.get("body", b""))
                 size += len(chunks[-1])
                 has_more = message.get("more_body", False)
-            session = dict(scope["headers"]).get(SESSION_HEADER)
-            sent = self._flights.send(b"".join(chunks), session.decode("latin-1") if session else None)
+            headers = dict(scope["headers"])
+            session, request_id = (
+                headers[name].decode("latin-1") if headers.get(name) else None for name in (SESSION_HEADER, REQUEST_ID)
+            )
+            sent = self._flights.send(b"".join(chunks), session, request_id)
             status = 503
             if sent is not None:
                 status, answer = 200, {"replica_id": sent.replica_id, "request_headers": {FLIGHT_HEADER: sent.flight}}
         body = json.dumps(answer).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
+        said = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": said})
         await send({"type": "http.response.body", "body": body})
 
 

@@ -12,6 +12,7 @@ from observations import CAPACITY, fleet
 
 from conf.errors import UserError
 from conf.schema.autoscale import AutoscalePolicy, AutoscaleSpec
+from serve.autoscale.forecast import CREEP_PER_S
 from serve.autoscale.policy import begin, decide
 
 calm = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
@@ -162,11 +163,11 @@ def test_forecast_trusts_a_load_that_keeps_to_what_was_expected_until_it_does_no
         return memory.share
 
     steady = [fleet(12, 8.0)] * 60
-    assert share_after(steady[:2]) == pytest.approx(0.65 + 10 * 0.0005)
-    assert share_after(steady) == 0.9
+    assert share_after(steady[:2]) == pytest.approx(0.65 + 10 * CREEP_PER_S)
+    assert share_after(steady) == 0.95
     assert share_after([*steady, fleet(12, 9.0)]) == 0.65, "more than was expected"
     assert share_after([*steady, fleet(12, 8.0, ttft_s=3.0)]) == 0.65, "too late"
-    assert share_after([*steady, fleet(12, 7.0)]) == 0.9, "less than was expected"
+    assert share_after([*steady, fleet(12, 7.0)]) == 0.95, "less than was expected"
     sizes = follow(spec, [fleet(12, 8.0)] * 80)
     assert (sizes[0], sizes[-1]) == (12, 9)
 

@@ -100,3 +100,31 @@ def test_answers_are_expected_to_be_as_long_as_they_were():
 def test_a_report_comes_back_from_numbers_of_which_some_are_unknown():
     report = replace(FRESH, arrived=3.0, ttft_s=0.5)
     assert read_report({**asdict(report), "serve_running_requests": 4.0}) == report
+
+
+def test_a_rise_of_many_requests_is_known_in_a_quarter_of_the_window_and_one_of_few_takes_it_all():
+    load = {}
+    for rate in (1, 8, 100):
+        watch = Watch(SPEC, 8, 0.0)
+        seen = see(watch, 0.0, a=FRESH)
+        for now_s in range(1, 21):  # quiet, and then a step
+            came = rate * max(0, now_s - 10)
+            seen = see(watch, float(now_s), a=replace(FRESH, arrived=came, prompt_tokens=100.0 * came))
+            load[rate, now_s - 10] = seen.least_prompt_tokens_per_s / (100 * rate)
+    assert load[8, 1] < load[100, 1] < 0.3  # a second is a moment, whatever came in it
+    assert load[1, 4] == 0
+    assert 0.5 < load[8, 3] < 0.7
+    assert 0.8 < load[100, 3] < 0.95
+    assert all(0.3 < load[rate, 10] < 1 for rate in (1, 8, 100))
+
+
+@given(ages=st.lists(st.floats(0.0, 1.5), min_size=12, max_size=12))
+def test_a_steady_load_is_no_rise_however_old_the_reports_are(ages: list[float]):
+    watch = Watch(SPEC, 8, 0.0)
+    see(watch, 0.0, a=FRESH)
+    looked_s = 0.0
+    for now_s, age_s in enumerate(ages, 2):
+        looked_s = max(looked_s, now_s - age_s)  # a report is followed by none that is older
+        report = replace(FRESH, arrived=50 * looked_s, prompt_tokens=5000 * looked_s)
+        seen = see(watch, float(now_s), age_s=now_s - looked_s, a=report)
+        assert seen.least_prompt_tokens_per_s <= 5000

@@ -76,6 +76,20 @@ def test_a_request_that_never_came_is_forgotten(flights: Flights, router: Router
     assert load(router) == {"a": (0, 0), "b": (0, 0)}
 
 
+def test_one_that_is_asked_for_again_before_it_came_is_counted_once(flights: Flights, router: Router):
+    for _ in range(5):
+        assert flights.send(BODY, request_id="it") is not None
+    assert sum(requests for requests, _ in load(router).values()) == len(flights) == 1
+
+
+def test_a_name_that_several_have_takes_none_from_a_replica(flights: Flights, router: Router):
+    for number in range(3):
+        sent = flights.send(BODY, request_id="all")
+        assert sent is not None
+        flights.hear(sent.replica_id, [Event(Moment.began, sent.flight, 1000)])
+        assert sum(requests for requests, _ in load(router).values()) == number + 1
+
+
 def test_one_that_came_is_kept_until_it_ends(flights: Flights, router: Router, clock: Clock):
     where, name = sent_by(flights)
     flights.hear(where, [Event(Moment.began, name)])

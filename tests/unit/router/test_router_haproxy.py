@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -229,3 +229,66 @@ def test_the_end_of_a_replica_that_has_answered_before_is_said_to_each_client(tm
         ends = [given.result() for given in asked]
     assert {given.status_code for given in ends} <= {502, 503}
     assert all(given.json()["error"]["message"] and given.headers["retry-after"] == "1" for given in ends)
+
+
+@contextmanager
+def proxy(config: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    program = haproxy_program()
+    assert program is not None
+    command = [sys.executable, "-I", "-S", haproxy.__file__, program, "7.5", "-db", "-f", str(config), *words]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_kept_connection_reaches_a_replica_that_came_with_a_later_process(tmp_path: Path):
+    (port,), named = free_ports(1), HEAD.replace(b": 2", b": 99")
+    with replica(HEAD + b"ok") as (old, old_asked), replica(HEAD + b"ok") as (new, new_asked):
+        says = named + json.dumps({"replica_id": f"SERVE_REPLICA::{new}"}).encode()
+        with replica(says) as (router, router_asked), httpx.Client(timeout=20) as client:
+
+            def ask() -> None:
+                answer = client.post(f"http://127.0.0.1:{port}/v1/x", json={"n": 1}, headers={"x-request-id": "one"})
+                assert answer.status_code == 200
+
+            folders = [tmp_path / name for name in "12"]
+            for folder, ports in zip(folders, ([old], [old, new]), strict=True):
+                folder.mkdir()
+                write(folder, FLAGS, port, router, *ports)
+            with proxy(folders[0] / "haproxy.cfg") as first:
+                until(lambda: client.post(f"http://127.0.0.1:{port}/v1/x", json={}).status_code == 200)
+                for _ in range(3):  # it asks itself, in vain
+                    ask()
+                assert (len(old_asked), len(new_asked)) == (4, 0)
+                sockets = ["-sf", str(first.pid), "-x", str(folders[0] / "s")]
+                with proxy(folders[1] / "haproxy.cfg", *sockets) as second:
+                    until(lambda: f"Pid: {second.pid}\n" in told(folders[1] / "s"))
+                    until(lambda: not told(folders[0] / "s"))  # the first one listens no more
+                    before = len(router_asked)
+                    ask()
+                    assert (len(old_asked), len(new_asked)) == (4, 1)
+                    # both processes asked where to, and said which request it is
+                    assert len(router_asked) == before + 2
+                    assert all(b"x-request-id: one" in asked for asked in router_asked[-2:])
+
+
+def told(path: Path) -> str:
+    """What the process says of itself; nothing where it does not listen."""
+    with socket.socket(socket.AF_UNIX) as commands, suppress(OSError):
+        commands.connect(str(path))
+        commands.sendall(b"show info\n")
+        return commands.makefile().read()
+    return ""
+
+
+def until(is_so: Callable[[], bool], timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        with suppress(httpx.TransportError):  # nothing listens yet
+            if is_so():
+                return
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -17,7 +17,7 @@ from pipelines.simulate.fleet import Fleet
 from pipelines.simulate.replica import IDLE, SimulatedReplica
 from pipelines.simulate.score import direction_changes, fixed, follow_policy, score, simulate
 from pipelines.simulate.trace import Trace, read_trace, replayed
-from serve.autoscale.observation import Decision
+from serve.autoscale.observation import Decision, Observation
 
 calm = settings(
     deadline=None,
@@ -148,6 +148,21 @@ def test_a_replica_is_ready_when_its_start_up_is_over_and_paid_for_from_the_deci
     run = Fleet(trace, SMALL, AutoscaleSpec(interval_s=2), 0).run(fixed(1))
     assert run.first_s[0] == pytest.approx(5.0, abs=0.1)
     assert run.replica_s == pytest.approx(run.seconds)
+
+
+@pytest.mark.parametrize(("report_s", "seen"), [(0.0, [0, 1, 2, 3]), (1.0, [0, 0, 1, 2]), (10.0, [0, 0, 0, 3])])
+def test_a_decision_knows_what_replicas_last_told(report_s: float, seen: list[int]):
+    """Requests come at 0.5, 1.5 and 2.5 s, and are still answered at 3 s."""
+    trace = trace_of([(at + 0.5, 10, 99) for at in range(3)])
+    told: list[tuple[int, float]] = []
+
+    def step(observation: Observation) -> Decision:
+        told.append((observation.requests, observation.metrics_age_s))
+        return Decision(target=1, reason="")
+
+    Fleet(trace, replace(SMALL, step_s=0.1), AutoscaleSpec(interval_s=1), 1, report_s).run(step)
+    assert [requests for requests, _ in told[:4]] == seen
+    assert all(age_s == (0.75 * report_s if at else 0) or report_s > 1 for at, (_, age_s) in enumerate(told))
 
 
 def test_scale_to_zero_loses_nothing():
