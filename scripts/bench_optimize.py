@@ -5,8 +5,9 @@ r"""One row for each recipe: made by manta optimize, measured by manta evaluate,
     python scripts/bench_optimize.py --model out/teacher --steps 200 --work out/large --out /tmp/large
 
 Steps learn and calibrate on tickets of the training pool; all models are asked the same held-out tickets. Results and
-cards lie below --work, and what is there is not made again: a run that broke goes on. --out gets the cards (.json) and
-quality against speed (.html); the table is printed. --no-runs measures quality alone, on a machine that others use.
+cards lie below --work, and what is there and still holds is not made again: a run that broke goes on. --out gets the
+cards (.json) and quality against speed (.html, where any has a speed); the table is printed. --no-runs measures quality
+alone, on a machine that others use.
 """
 
 from __future__ import annotations
@@ -103,11 +104,20 @@ def run(case: Case, args: argparse.Namespace, rows: Path) -> float:
 def evaluate(folder: Path | str, args: argparse.Namespace, *words: str) -> None:
     """Measures a model, where it has no card yet."""
     out = args.work / "cards" / Path(folder).name
-    if not (out / "card.json").exists():
+    if not _is_measured(out / "card.json", folder, args.rows):
         where = f"model={folder}" if isinstance(folder, str) else f"model.path={folder}"
         measured = (f"data.limit={args.rows}", f"speed.runs={args.runs}", f"output.path={out}")
         asked = () if args.rows <= demo_tickets.DEMO_ROWS else (f"data.input={held_out(args)}",)
         manta("evaluate", where, "data=tickets", *asked, *measured, *words)
+
+
+def _is_measured(card: Path, folder: Path | str, rows: int) -> bool:
+    """Whether a card is there, of so many rows and of what lies in the folder now, which other steps may have made."""
+    if not card.exists():
+        return False
+    measured = json.loads(card.read_text())
+    made = measured if isinstance(folder, str) else json.loads((folder / "artifact.json").read_text())
+    return measured["fingerprint"] == made["fingerprint"] and measured["data"]["asked"] == rows
 
 
 def held_out(args: argparse.Namespace) -> Path:
@@ -137,14 +147,15 @@ def manta(*words: str) -> str:
 def write(args: argparse.Namespace, names: list[str], seconds: dict[str, float]) -> None:
     """Writes the table of all cards so far."""
     cards = {name: args.work / "cards" / name / "card.json" for name in names}
-    cards = {name: path for name, path in cards.items() if path.exists()}
-    table = manta("compare", *map(str, cards.values()), f"--plot={args.out.with_suffix('.html')}")
-    print(table, flush=True)
+    found = {name: json.loads(path.read_text()) for name, path in cards.items() if path.exists()}
+    has_speed = any(card["speed"] for card in found.values())
+    plot = [f"--plot={args.out.with_suffix('.html')}"] if has_speed else []
+    print(manta("compare", *(str(cards[name]) for name in found), *plot), flush=True)
     said = {
         "command": " ".join(sys.argv),
         "machine": machine(),
         "optimize_s": seconds,
-        "cards": {name: _short(json.loads(path.read_text())) for name, path in cards.items()},
+        "cards": {name: _short(card) for name, card in found.items()},
     }
     args.out.with_suffix(".json").write_text(json.dumps(said, indent=1) + "\n")
 
