@@ -4,9 +4,9 @@ r"""4 bits, rounded or trained: what each way costs a model, ticket by ticket.
     python scripts/bench_rounding.py --model demo/model --grids 64 --ways rtn qat --rows 300 --out /tmp/rounding.json
 
 Each way is a step of manta optimize, and what it saved is read back. All are asked the same held-out tickets, in
-transformers: exact match of greedy answers (bfloat16), and the KL divergence of the next-token probabilities from the
-unrounded model's along the expected answers (float32), a mean of tickets. Ways of a grid are compared by differences of
-tickets. Ways that train do so on tickets of the training pool.
+transformers: exact match of greedy answers (bfloat16), and the KL divergence of the next-token probabilities along the
+expected answers from the unrounded model's, and from --teacher's (float32, a mean of tickets). Ways of a grid are
+compared by differences of tickets. Ways that train do so on tickets of the training pool.
 """
 
 from __future__ import annotations
@@ -72,17 +72,23 @@ class Found:
     is_right: np.ndarray
     """bool."""
     nats: np.ndarray
-    """float64, of a token of the ticket's answer."""
+    """float64, of a token of the ticket's answer: KL from the unrounded model."""
+    from_teacher: np.ndarray | None
+    """The same from --teacher, where there is one."""
 
     def figures(self) -> dict[str, Any]:
-        """Returns both figures with their intervals."""
+        """Returns the figures with their intervals."""
         exact = wilson(int(self.is_right.sum()), len(self.is_right))
-        return {"exact": _told(exact), "nats": _told(_mean(self.nats))}
+        told = {"exact": _told(exact), "nats": _told(_mean(self.nats))}
+        return told | ({} if self.from_teacher is None else {"nats_from_teacher": _told(_mean(self.from_teacher))})
 
     def less(self, other: Found) -> dict[str, Any]:
         """Returns the differences to another way, on the same tickets: below 0 nats this one is nearer."""
         exact = paired_difference(self.is_right, other.is_right)
-        return {"exact": _told(exact), "nats": _told(_mean(self.nats - other.nats))}
+        told = {"exact": _told(exact), "nats": _told(_mean(self.nats - other.nats))}
+        if self.from_teacher is not None and other.from_teacher is not None:
+            told["nats_from_teacher"] = _told(_mean(self.from_teacher - other.from_teacher))
+        return told
 
 
 def _told(interval: Any) -> dict[str, float]:
@@ -131,23 +137,28 @@ def _tensors(folder: Path) -> dict[str, Any]:
     return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
 
 
-def ask(source: Path, saved: Path, rows: list[dict[str, str]], work: Path) -> Found:
+def ask(saved: Path, args: argparse.Namespace, rows: list[dict[str, str]]) -> Found:
     """Asks a model the tickets.
 
     Args:
-        source: the unrounded model.
-        saved: what a way made of it, or the same.
+        saved: what a way made of --model, or that itself.
+        args: of the command.
         rows: of demo_tickets.make_rows.
-        work: a folder for its weights unpacked.
     """
-    from pipelines.optimize.decoder import save_decoder
+    import torch
 
+    from pipelines.optimize.decoder import load_decoder, save_decoder
+
+    source, work = args.model, args.work / "dense"
     model = dense(source, saved)
-    nats = divergences(dense(source, source), model, source, rows)
+    nats = divergences(load_decoder(source, torch.float32), model, source, rows)
+    teacher = None if args.teacher is None else load_decoder(args.teacher, torch.float32)
+    from_teacher = None if teacher is None else divergences(teacher, model, source, rows)
     work.mkdir(parents=True, exist_ok=True)
     save_decoder(model, source, work)
     misses = {row["id"] for row in demo_teacher.evaluate(work, rows, "cpu")["misses"]}
-    return Found(is_right=np.array([row["id"] not in misses for row in rows]), nats=nats)
+    is_right = np.array([row["id"] not in misses for row in rows])
+    return Found(is_right=is_right, nats=nats, from_teacher=from_teacher)
 
 
 def divergences(parent: Any, model: Any, folder: Path, rows: list[dict[str, str]]) -> np.ndarray:
@@ -206,13 +217,13 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     rows = demo_tickets.make_rows(args.rows)
     said: dict[str, Any] = {"command": " ".join(sys.argv), "machine": machine(), "rows": args.rows, "steps": args.steps}
-    whole = ask(args.model, args.model, rows, args.work / "dense")
+    whole = ask(args.model, args, rows)
     said["model"] = whole.figures()
     for grid in args.grids:
         found: dict[str, Found] = {}
         for name in args.ways:
             folder, seconds = make(WAYS[name], name, grid, args)
-            found[name] = ask(args.model, folder, rows, args.work / "dense")
+            found[name] = ask(folder, args, rows)
             measured = json.loads((folder / "artifact.json").read_text())["measured"]
             said[f"{name}, {grid}"] = {
                 "seconds": seconds,
@@ -220,7 +231,7 @@ def main() -> None:
                 "elsewhere": measured.get("elsewhere"),
                 **found[name].figures(),
                 "less": {other: found[name].less(found[other]) for other in found if other != name},
-                "less_model": {"exact": found[name].less(whole)["exact"]},
+                "less_model": found[name].less(whole),
             }
             print(name, grid, json.dumps(said[f"{name}, {grid}"]), flush=True)
             args.out.write_text(json.dumps(said, indent=1) + "\n")
