@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from bench_machine import machine
 from bench_optimize import BATCH, TRAINING_ROWS, TRAINING_SEED, manta
 
 from pipelines.evaluate.interval import bootstrap, paired_difference, wilson
+from pipelines.optimize.chain import fingerprint_folder
 
 QUANTIZE = "recipe.steps.quantize.quantize"
 SAMPLES = 2000
@@ -137,6 +137,19 @@ def _tensors(folder: Path) -> dict[str, Any]:
     return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
 
 
+def asked_once(saved: Path, args: argparse.Namespace, rows: list[dict[str, str]]) -> Found:
+    """Returns what `ask` does; what a model was asked before is kept below --work by its fingerprint."""
+    models = [path for path in (args.model, args.teacher, saved) if path is not None]
+    kept = args.work / f"asked-{'-'.join(map(fingerprint_folder, models))}-{len(rows)}.npz"
+    if not kept.exists():
+        found = ask(saved, args, rows)
+        from_teacher = np.zeros(0) if found.from_teacher is None else found.from_teacher
+        np.savez(kept, is_right=found.is_right, nats=found.nats, from_teacher=from_teacher)
+    arrays = np.load(kept)
+    from_teacher = arrays["from_teacher"] if len(arrays["from_teacher"]) else None
+    return Found(is_right=arrays["is_right"], nats=arrays["nats"], from_teacher=from_teacher)
+
+
 def ask(saved: Path, args: argparse.Namespace, rows: list[dict[str, str]]) -> Found:
     """Asks a model the tickets.
 
@@ -187,18 +200,18 @@ def divergences(parent: Any, model: Any, folder: Path, rows: list[dict[str, str]
     return found
 
 
-def make(way: Way, name: str, grid: int, args: argparse.Namespace) -> tuple[Path, float]:
-    """Returns the folder of what a way made, and the seconds that it took; what is there is not made again."""
+def make(way: Way, name: str, grid: int, args: argparse.Namespace) -> Path:
+    """Returns the folder of what a way made; what is there is not made again."""
     rows = args.work / "training.jsonl"
     if not rows.exists():
         rows.write_text(demo_tickets.rows_to_jsonl(demo_tickets.make_rows(TRAINING_ROWS, TRAINING_SEED, "train")))
-    out, began = args.work / f"{grid}-{name}", time.monotonic()
+    out = args.work / f"{grid}-{name}"
     manta(
         "optimize", f"model.path={args.model}", "recipe=w4a16", f"{QUANTIZE}.group_size={grid}", *way.words(args),
         f"output.path={out}", f"output.store={args.work / 'steps'}", "data=tickets", f"data.input={rows}",
         "output.register=false",
     )  # fmt: skip
-    return out, round(time.monotonic() - began, 1)
+    return out
 
 
 def main() -> None:
@@ -217,16 +230,17 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     rows = demo_tickets.make_rows(args.rows)
     said: dict[str, Any] = {"command": " ".join(sys.argv), "machine": machine(), "rows": args.rows, "steps": args.steps}
-    whole = ask(args.model, args, rows)
+    whole = asked_once(args.model, args, rows)
     said["model"] = whole.figures()
     for grid in args.grids:
         found: dict[str, Found] = {}
         for name in args.ways:
-            folder, seconds = make(WAYS[name], name, grid, args)
-            found[name] = ask(folder, args, rows)
-            measured = json.loads((folder / "artifact.json").read_text())["measured"]
+            folder = make(WAYS[name], name, grid, args)
+            found[name] = asked_once(folder, args, rows)
+            record = json.loads((folder / "artifact.json").read_text())
+            measured = record["measured"]
             said[f"{name}, {grid}"] = {
-                "seconds": seconds,
+                "seconds": record["seconds"],
                 "bits": measured["bits"],
                 "elsewhere": measured.get("elsewhere"),
                 **found[name].figures(),
