@@ -10,7 +10,7 @@ from cluster.connect import local_devices
 from conf.errors import UserError
 from conf.schema.distill import Answers, DistillSpec
 from conf.schema.prune import STRUCTURED, Pattern, PruneSpec
-from conf.schema.quantize import WHOLE_ROW, QuantizeSpec, Scheme
+from conf.schema.quantize import QuantizeSpec, Scheme
 from conf.schema.step import StepKind, StepSpec
 from pipelines.optimize.decoder import check_shape, read_config
 from pipelines.optimize.export.known import refusal
@@ -67,7 +67,7 @@ def _check_step(step: StepSpec, shape: Mapping[str, Any], model: Mapping[str, An
 def _check_quantize(spec: QuantizeSpec, shape: Mapping[str, Any]) -> None:
     if spec.kv_cache and not local_devices():
         raise StepFailed("quantize.kv_cache=true needs an NVIDIA GPU to be served: vLLM has no FP8 cache on a CPU")
-    size = None if spec.group_size == WHOLE_ROW else spec.group_size
+    size = spec.group_size
     for width in ("hidden_size", "intermediate_size"):
         value = shape.get(width)
         if size is not None and isinstance(value, int) and value % size:
