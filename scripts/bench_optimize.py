@@ -5,8 +5,9 @@ r"""One row for each recipe: made by manta optimize, measured by manta evaluate,
     python scripts/bench_optimize.py --model out/teacher --steps 200 --work out/large --out /tmp/large
 
 Steps learn and calibrate on tickets of the training pool; all models are asked the same held-out tickets. Results and
-cards lie below --work, and what is there is not made again: a run that broke goes on. --out gets the cards (.json) and
-quality against speed (.html); the table is printed. --no-runs measures quality alone, on a machine that others use.
+cards lie below --work, and what is there and still holds is not made again: a run that broke goes on. --out gets the
+cards (.json) and quality against speed (.html, where any has a speed); the table is printed. --no-runs measures quality
+alone, on a machine that others use.
 """
 
 from __future__ import annotations
@@ -81,33 +82,48 @@ LATER = ("fp8", "gguf", "gguf_int4")
 """Those that are asked for by name: hundreds of times slower on a CPU, or an extra."""
 
 
-def run(case: Case, args: argparse.Namespace, rows: Path) -> float:
+def run(case: Case, args: argparse.Namespace, rows: Path) -> float | None:
     """Makes a model and its card, where they are not there yet.
 
     Returns:
-        Seconds of manta optimize.
+        Seconds of manta optimize; none where the model was there.
     """
     out = args.work / case.recipe
-    began = time.monotonic()
+    before, began = _key(out), time.monotonic()
     data = ("data=tickets", f"data.input={rows}")
     store = f"output.store={args.work / 'steps'}"
     manta(
         "optimize", f"model={args.model}", f"recipe={case.recipe}", f"output.path={out}", store, *data,
         *case.words_for(args.steps), "output.register=false",
     )  # fmt: skip
-    took = time.monotonic() - began
+    took = round(time.monotonic() - began, 1)
     evaluate(out, args, f"parent={args.model}", *case.engine)
-    return took
+    return took if _key(out) != before else None
+
+
+def _key(folder: Path) -> str | None:
+    """What decides the result that lies in a folder; none where none does."""
+    record = folder / "artifact.json"
+    return json.loads(record.read_text())["key"] if record.exists() else None
 
 
 def evaluate(folder: Path | str, args: argparse.Namespace, *words: str) -> None:
     """Measures a model, where it has no card yet."""
     out = args.work / "cards" / Path(folder).name
-    if not (out / "card.json").exists():
+    if not _is_measured(out / "card.json", folder, args.rows):
         where = f"model={folder}" if isinstance(folder, str) else f"model.path={folder}"
         measured = (f"data.limit={args.rows}", f"speed.runs={args.runs}", f"output.path={out}")
         asked = () if args.rows <= demo_tickets.DEMO_ROWS else (f"data.input={held_out(args)}",)
         manta("evaluate", where, "data=tickets", *asked, *measured, *words)
+
+
+def _is_measured(card: Path, folder: Path | str, rows: int) -> bool:
+    """Whether a card is there, of so many rows and of what lies in the folder now, which other steps may have made."""
+    if not card.exists():
+        return False
+    measured = json.loads(card.read_text())
+    made = measured if isinstance(folder, str) else json.loads((folder / "artifact.json").read_text())
+    return measured["fingerprint"] == made["fingerprint"] and measured["data"]["asked"] == rows
 
 
 def held_out(args: argparse.Namespace) -> Path:
@@ -137,14 +153,15 @@ def manta(*words: str) -> str:
 def write(args: argparse.Namespace, names: list[str], seconds: dict[str, float]) -> None:
     """Writes the table of all cards so far."""
     cards = {name: args.work / "cards" / name / "card.json" for name in names}
-    cards = {name: path for name, path in cards.items() if path.exists()}
-    table = manta("compare", *map(str, cards.values()), f"--plot={args.out.with_suffix('.html')}")
-    print(table, flush=True)
+    found = {name: json.loads(path.read_text()) for name, path in cards.items() if path.exists()}
+    has_speed = any(card["speed"] for card in found.values())
+    plot = [f"--plot={args.out.with_suffix('.html')}"] if has_speed else []
+    print(manta("compare", *(str(cards[name]) for name in found), *plot), flush=True)
     said = {
         "command": " ".join(sys.argv),
         "machine": machine(),
         "optimize_s": seconds,
-        "cards": {name: _short(json.loads(path.read_text())) for name, path in cards.items()},
+        "cards": {name: _short(card) for name, card in found.items()},
     }
     args.out.with_suffix(".json").write_text(json.dumps(said, indent=1) + "\n")
 
@@ -174,9 +191,11 @@ def main() -> None:
     if not rows.exists():
         rows.write_text(demo_tickets.rows_to_jsonl(demo_tickets.make_rows(TRAINING_ROWS, TRAINING_SEED, "train")))
     evaluate(args.model, args)
-    seconds: dict[str, float] = {}
+    told = args.out.with_suffix(".json")
+    seconds: dict[str, float] = json.loads(told.read_text())["optimize_s"] if told.exists() else {}
     for name in args.recipes:
-        seconds[name] = round(run(CASES[name], args, rows), 1)
+        if took := run(CASES[name], args, rows):
+            seconds[name] = took
         write(args, [Path(args.model).name, *args.recipes], seconds)
 
 

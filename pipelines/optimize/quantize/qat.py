@@ -5,6 +5,7 @@ Source: torchao/quantization/qat (0.18); Jacob et al., https://arxiv.org/abs/171
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ def train_rounded(
     Args:
         model: A decoder in float32.
         task: The step.
-        group_size: Weights that share a scale.
+        group_size: Weights that share a scale; None is a whole row.
         layers: The names of the linear layers.
 
     Returns:
@@ -33,19 +34,22 @@ def train_rounded(
     """
     import torch
     from torchao.quantization import quantize_
-    from torchao.quantization.granularity import PerGroup
+    from torchao.quantization.granularity import PerAxis, PerGroup
     from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig, QATStep
     from torchao.quantization.quant_primitives import TorchAODType
 
-    assert group_size is not None
     device = pick_device()
-    rounded = IntxFakeQuantizeConfig(TorchAODType.INT4, granularity=PerGroup(group_size), is_symmetric=True)
+    shared = PerAxis(0) if group_size is None else PerGroup(group_size)
+    rounded = IntxFakeQuantizeConfig(TorchAODType.INT4, granularity=shared, is_symmetric=True)
     quantize_(
         model.to(device),
         QATConfig(weight_config=rounded, step=QATStep.PREPARE),
         filter_fn=lambda module, name: isinstance(module, torch.nn.Linear) and name in layers,
     )
-    found = train(model, task.spec.quantize.qat, task, Worker(device=device), None)
+    spec = task.spec.quantize.qat
+    if spec.teacher is not None:
+        task = dataclasses.replace(task, teacher=Path(spec.teacher).expanduser())
+    found = train(model, spec, task, Worker(device=device), None)
     task.say(f"trained {found['steps']} steps, loss {found['loss_last']:.4g}")
     with torch.no_grad():
         modules = dict(model.named_modules())

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from conf.schema.quantize import QuantizeSpec, Scheme
+from conf.schema.quantize import WHOLE_ROW, QuantizeSpec, Scheme
 from pipelines.optimize.step.task import StepFailed
 
 GROUPS = (128, 64, 32)
@@ -80,7 +80,7 @@ def choose_group(spec: QuantizeSpec, in_features: Mapping[str, int]) -> int | No
     Raises:
         StepFailed: when no size fits every layer, or the user's does not.
     """
-    if spec.scheme is not Scheme.w4a16:
+    if spec.scheme is not Scheme.w4a16 or spec.group_size == WHOLE_ROW:
         return None
     for size in (spec.group_size,) if spec.group_size is not None else GROUPS:
         odd = next((name for name, width in in_features.items() if width % size), None)

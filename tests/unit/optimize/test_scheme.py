@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from conf.errors import UserError
-from conf.schema.distill import DistillSpec
+from conf.schema.distill import Answers, DistillSpec
 from conf.schema.quantize import QuantizeSpec, Rounding, Scheme
 from pipelines.optimize.quantize.scheme import activation_args, choose_group, weight_args
 from pipelines.optimize.step.task import StepFailed
@@ -38,6 +38,12 @@ def test_the_largest_group_that_fits_every_layer(widths: dict[str, int], size: i
     assert choose_group(QuantizeSpec(scheme=Scheme.w8a8), widths) is None
 
 
+def test_a_whole_row_is_a_group_of_any_width():
+    spec = QuantizeSpec(scheme=Scheme.w4a16, group_size=-1)
+    assert choose_group(spec, {"a": 256, "b": 100}) is None
+    assert weight_args(spec, None)["strategy"] == "channel"
+
+
 def test_a_group_that_fits_not_is_named_with_its_layer():
     with pytest.raises(StepFailed, match="group_size must divide the inputs of b, 704, got 128"):
         choose_group(QuantizeSpec(scheme=Scheme.w4a16, group_size=128), {"a": 256, "b": 704})
@@ -51,9 +57,10 @@ def test_a_group_that_fits_not_is_named_with_its_layer():
         ({"smooth": 2.0}, "quantize.smooth must be in 0..1"),
         ({"group_size": 64}, "quantize.group_size goes with scheme=w4a16"),
         ({"rounding": Rounding.awq}, "quantize.rounding=awq goes with scheme=w4a16"),
-        ({"scheme": Scheme.w4a16, "group_size": 0}, "quantize.group_size must be >= 1"),
+        ({"scheme": Scheme.w4a16, "group_size": 0}, "quantize.group_size must be >= 1, -1 (a whole row) or null"),
         ({"qat": DistillSpec(num_workers=2)}, "quantize.qat trains in one process"),
         ({"qat": DistillSpec(top_k=4)}, "quantize.qat trains in one process"),
+        ({"qat": DistillSpec(answers=Answers.teacher)}, "quantize.qat trains in one process"),
     ],
 )
 def test_what_does_not_go_together(values: dict, named: str):
