@@ -29,8 +29,8 @@ AGAIN, AGAIN_HEADER = "again", "x-manta-again"
 """HAProxy itself as a server, by another connection, once. A process that was reloaded away still has connections of
 clients, and a request that comes on one of them is to reach replicas that are newer than the process."""
 OWN_CONNECTION = "    http-reuse never\n    option http-server-close\n"
-"""Kept ones break where nobody is told, see `_EDITS`; and one to HAProxy itself ends in the process that had the port when it
-was made, which may be the one that asks."""
+"""Kept ones break where nobody is told, see `_EDITS`; and one to HAProxy itself ends in the process that had the port
+when it was made, which may be the one that asks."""
 _EDITS: list[tuple[str, str]] = [
     # statistics and metrics listen on every address, for everybody
     (r"(?ms)^listen stats\n.*\Z", ""),
