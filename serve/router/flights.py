@@ -60,21 +60,28 @@ class Flights:
         self._name = name
         self._clock = clock
         self._flights: OrderedDict[str, Flight] = OrderedDict()
-        self._unconfirmed: OrderedDict[str, float] = OrderedDict()
+        self._unconfirmed: OrderedDict[str, tuple[float, str | None]] = OrderedDict()
+        self._asking: dict[str, str] = {}  # requests' ids -> unconfirmed flights
         self._num_sent = 0
 
     def __len__(self) -> int:
         """Requests on their way, as far as is known."""
         return len(self._flights)
 
-    def send(self, body: bytes, session: str | None = None) -> Sent | None:
+    def send(self, body: bytes, session: str | None = None, request_id: str | None = None) -> Sent | None:
         """Chooses a replica for a request and counts it there; null where no replica takes requests.
+
+        A request that is asked for again before a replica has told of it was not sent: HAProxy did not know the replica
+        and asks anew. It is not counted twice, or new replicas would seem busy with what old ones got.
 
         Args:
             body: of the request; one that is no JSON, or not all of it, counts as the prompt's text.
             session: names a conversation.
+            request_id: of the request. Where a client gives it to several at once, they are counted as they come.
         """
         self._forget()
+        if request_id is not None and (lost := self._asking.get(request_id)) is not None:
+            self._end(lost)
         prompt, answer_tokens = asked(body)
         choice = self._router.choose(prompt, answer_tokens, session)
         if choice.replica_id is None:
@@ -82,7 +89,9 @@ class Flights:
         self._num_sent += 1
         sent = Sent(choice.replica_id, f"{self._name}.{self._num_sent}")
         self._flights[sent.flight] = self._router.began(sent.replica_id, choice)
-        self._unconfirmed[sent.flight] = self._clock()
+        self._unconfirmed[sent.flight] = self._clock(), request_id
+        if request_id is not None:
+            self._asking[request_id] = sent.flight
         return sent
 
     def hear(self, replica_id: str, events: Iterable[tuple[int, str, int]]) -> None:
@@ -90,7 +99,7 @@ class Flights:
         for moment, name, tokens in events:
             flight = self._flights.get(name)
             if moment == Moment.began:
-                self._unconfirmed.pop(name, None)
+                self._confirm(name)
                 if flight is None or flight.replica.id != replica_id:  # another router's, or another replica took it
                     self._end(name)
                     self._begin_foreign(replica_id, name, tokens)
@@ -109,8 +118,13 @@ class Flights:
         except KeyError:  # the replica has gone, or is so new that it is not known here
             return
 
+    def _confirm(self, name: str) -> None:
+        _, request_id = self._unconfirmed.pop(name, (0.0, None))
+        if request_id is not None and self._asking.get(request_id) == name:
+            del self._asking[request_id]
+
     def _end(self, name: str) -> None:
-        self._unconfirmed.pop(name, None)
+        self._confirm(name)
         flight = self._flights.pop(name, None)
         if flight is not None:
             self._router.ended(flight)
@@ -118,7 +132,7 @@ class Flights:
     def _forget(self) -> None:
         before = self._clock() - CONFIRM_S
         while self._unconfirmed:
-            name, sent_s = next(iter(self._unconfirmed.items()))
+            name, (sent_s, _) = next(iter(self._unconfirmed.items()))
             if sent_s > before:
                 break
             self._end(name)

@@ -21,7 +21,7 @@ NAME = "router"
 """Of the deployment."""
 FLIGHT_HEADER = "x-serve-router-flight"
 """HAProxy takes headers that begin so from clients' requests, and puts in those that the router gave."""
-SESSION_HEADER = b"x-session-id"
+SESSION_HEADER, REQUEST_ID = b"x-session-id", b"x-request-id"
 KV_TOKENS = "kv_tokens"
 """What a replica calls its cache's size in `record_routing_stats`."""
 DEFAULT_KV_TOKENS = 131_072
@@ -91,14 +91,17 @@ class RouterIngress:
                 chunks.append(message.get("body", b""))
                 size += len(chunks[-1])
                 has_more = message.get("more_body", False)
-            session = dict(scope["headers"]).get(SESSION_HEADER)
-            sent = self._flights.send(b"".join(chunks), session.decode("latin-1") if session else None)
+            headers = dict(scope["headers"])
+            told = [
+                headers[name].decode("latin-1") if name in headers else None for name in (SESSION_HEADER, REQUEST_ID)
+            ]
+            sent = self._flights.send(b"".join(chunks), *told)
             status = 503
             if sent is not None:
                 status, answer = 200, {"replica_id": sent.replica_id, "request_headers": {FLIGHT_HEADER: sent.flight}}
         body = json.dumps(answer).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
+        form = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": form})
         await send({"type": "http.response.body", "body": body})
 
 
