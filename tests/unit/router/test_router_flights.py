@@ -160,3 +160,34 @@ def test_no_more_is_expected_than_the_request_allows(limit: dict[str, int], expe
 def test_deep_json_is_a_text():
     body = b"[" * 200_000
     assert asked(body)[0] == body
+
+
+def test_a_request_that_is_asked_for_again_is_counted_once_and_new_replicas_get_their_share(
+    router: Router, flights: Flights
+):
+    """As an old process of HAProxy does that knows `a` alone: it asks again through the newest one."""
+    taken = []
+    for number in range(8):
+        sent = flights.send(b"{}", None, f"id-{number}")
+        if sent is not None and sent.replica_id == "b":
+            sent = flights.send(b"{}", None, f"id-{number}")
+        assert sent is not None
+        taken.append(sent.replica_id)
+    assert sum(requests for requests, _ in load(router).values()) == 8
+    assert taken.count("b") == 4
+
+
+def test_an_id_that_a_client_gives_to_several_requests_loses_none(router: Router, flights: Flights):
+    one = flights.send(b"{}", None, "same")
+    two = flights.send(b"{}", None, "same")
+    assert one is not None
+    assert two is not None
+    for sent in (one, two):
+        flights.hear(sent.replica_id, [Event(Moment.began, sent.flight, 1)])
+    assert sum(requests for requests, _ in load(router).values()) == 2
+    for sent in (one, two):
+        flights.hear(sent.replica_id, [Event(Moment.ended, sent.flight)])
+    assert load(router) == {"a": (0, 0), "b": (0, 0)}
+    three = flights.send(b"{}", None, "same")
+    assert three is not None
+    assert sum(requests for requests, _ in load(router).values()) == 1
