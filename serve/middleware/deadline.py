@@ -122,15 +122,20 @@ class _Line:
         if not self._is_read:
             message = await self._receive()
             self._is_read = message["type"] != "http.request" or not message.get("more_body", False)
-            return message
+            return self._heard(message)
         # what comes after the body is the client's leaving, which may be in an hour
         heard, cut = asyncio.ensure_future(self._receive()), asyncio.ensure_future(self._is_cut.wait())
         try:
             await asyncio.wait((heard, cut), return_when=asyncio.FIRST_COMPLETED)
-            return heard.result() if heard.done() else _GONE
+            return self._heard(heard.result()) if heard.done() else _GONE
         finally:
             heard.cancel()
             cut.cancel()
+
+    def _heard(self, message: Message) -> Message:
+        if message["type"] == _GONE["type"]:  # what the app still says is no answer that anybody got
+            self.hang_up()
+        return message
 
     def send(self, message: Message) -> Awaitable[None]:
         """The app's ``send``."""

@@ -5,7 +5,6 @@ Ray Serve calls `layers` in the proxy's process, or in the replica's where repli
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import sys
@@ -21,6 +20,9 @@ from serve.middleware.deadline import TIMEOUT, asked_timeout_s
 from serve.middleware.dispatch import Dispatch
 from serve.middleware.header import media_type
 from serve.middleware.identity import REQUEST_ID, identify
+from serve.middleware.kept import KeptBody, bounded
+from serve.middleware.routes import EXPOSED
+from serve.router.ingress import ROUTE
 from serve.size import read_size
 
 CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
@@ -31,8 +33,6 @@ AGAIN_VARIABLE = "MANTA_ASK_AGAIN"
 """Set where a second attempt reaches another replica: not in a replica's own process."""
 AGAIN_HEADER = b"x-serve-router-again"
 """Of a second attempt. HAProxy takes headers that begin so from clients' requests, and so does this."""
-KEPT_BYTES = 1 << 20
-"""A longer body is not kept for a second attempt; HAProxy's bound is the same or less (serve/router/proxy.py)."""
 READY_S = 5.0
 """Where no replica is there, Ray Serve has a request wait for one: whoever asks for /ready wants to know now."""
 DISPATCH_VARIABLE = "MANTA_DISPATCH"
@@ -40,9 +40,14 @@ DISPATCH_VARIABLE = "MANTA_DISPATCH"
 MARGIN_S = 5.0
 """What the proxy waits for beyond a request's deadline, so that the replica's answer to it comes first."""
 _log = logging.getLogger(__name__)
-_RAY_TIMEOUT = b"x-request-timeout-seconds"
-_NOT_HEARD = (_RAY_TIMEOUT, b"x-request-disconnect-disabled", AGAIN_HEADER)
+_RAY_TIMEOUT, _RAY_DEAF = b"x-request-timeout-seconds", b"x-request-disconnect-disabled"
+_NOT_HEARD = (_RAY_TIMEOUT, _RAY_DEAF, AGAIN_HEADER)
 """By Ray Serve's two a client could have its request run on without end, whether it is there or not."""
+_ALONE = [(_RAY_TIMEOUT, b"0"), (_RAY_DEAF, b"?1")]
+"""In a replica `Deadline` watches the time, and vLLM, by `Deadline`, whether the client is there. Ray Serve would do it
+once more, with two tasks and a queue for each request, which a burst waits for."""
+_WATCHED = EXPOSED | {ROUTE}
+"""Paths behind `Deadline`, and the router's."""
 _ASKED = frozenset({"/health", "/ready", "/metrics"})
 """By machines, every few seconds: they wake no service that sleeps."""
 LOOK_S = 1.0
@@ -93,8 +98,20 @@ def layers() -> list[Middleware]:
         max_body_bytes=int(os.environ.get(BODY_VARIABLE, sys.maxsize)),
         is_again=os.environ.get(AGAIN_VARIABLE) == "1",
         is_asleep=_is_asleep,
+        is_replica=_is_replica(),
     )
     return [*inner, outer]
+
+
+def _is_replica() -> bool:
+    import ray.serve as rayserve
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        rayserve.get_replica_context()
+    except RayServeException:
+        return False
+    return True
 
 
 def _is_asleep() -> bool:
@@ -121,6 +138,7 @@ class Proxy:
         is_again: bool = False,
         clock: Callable[[], float] = time.monotonic,
         is_asleep: Callable[[], bool] = lambda: False,
+        is_replica: bool = False,
     ) -> None:
         """Args.
 
@@ -130,9 +148,10 @@ class Proxy:
         is_again: whether a request is asked a second time.
         clock: seconds.
         is_asleep: whether no replica is wanted.
+        is_replica: whether this stands in a replica's own process.
         """
         self.app, self._timeout_s, self._max_bytes = app, timeout_s, max_body_bytes
-        self._is_again, self._clock = is_again, clock
+        self._is_again, self._is_replica, self._clock = is_again, is_replica, clock
         self._look, self._is_asleep, self._looked_s = is_asleep, False, -LOOK_S
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -154,11 +173,13 @@ class Proxy:
         except Refused:
             asked_s = None  # the replica says so, once it knows who asks
         came_at, hint = self._clock(), []
-        if asked_s is not None:
+        if self._is_replica and scope["method"] == "POST" and scope["path"] in _WATCHED:
+            hint = _ALONE
+        elif asked_s is not None:
             hint = [_seconds(_RAY_TIMEOUT, min(asked_s, self._timeout_s) + MARGIN_S)]
         elif answered.is_ready:
             hint = [_seconds(_RAY_TIMEOUT, READY_S)]
-        body = _Body(_bounded(receive, self._max_bytes), lambda: self._is_again and not answered.is_begun)
+        body = KeptBody(bounded(receive, self._max_bytes), lambda: self._is_again and not answered.is_begun)
         await self.app({**scope, "headers": [*headers, *hint]}, body.receive, answered.send)
         left_s = min(asked_s or self._timeout_s, self._timeout_s) - (self._clock() - came_at)
         if not answered.is_begun and left_s > 0.001 and body.rewind():
@@ -173,53 +194,6 @@ class Proxy:
         if now_s - self._looked_s >= LOOK_S:
             self._looked_s, self._is_asleep = now_s, self._look()
         return self._is_asleep
-
-
-class _Body:
-    """A request's body as it comes, and once more from its beginning."""
-
-    def __init__(self, receive: Receive, is_wanted: Callable[[], bool]) -> None:
-        self._receive, self._is_wanted = receive, is_wanted
-        self._kept: list[Message] | None = []
-        self._num_bytes = 0
-        self._again: list[Message] = []
-
-    async def receive(self) -> Message:
-        if self._again:
-            return self._again.pop()
-        message = await self._receive()
-        if self._kept is not None:
-            self._num_bytes += len(message.get("body", b""))
-            self._kept.append(message)
-            # a client that has left wants no second attempt
-            if message["type"] != "http.request" or self._num_bytes > KEPT_BYTES or not self._is_wanted():
-                self._kept = None
-        return message
-
-    def rewind(self) -> bool:
-        """Starts from the beginning; returns whether it can."""
-        if self._kept is None or not self._is_wanted():
-            return False
-        self._again, self._kept = self._kept[::-1], None
-        return True
-
-
-def _bounded(receive: Receive, max_bytes: int) -> Receive:
-    """Returns a ``receive`` that stops once a body is too long, which the replica says when it has seen as much.
-
-    Ray Serve takes a body in as fast as it comes, into memory, for as long as the request waits for a replica.
-    """
-    size = 0
-
-    async def bounded() -> Message:
-        nonlocal size
-        if size > max_bytes:
-            await asyncio.Event().wait()  # Ray Serve cancels this with the request
-        message = await receive()
-        size += len(message.get("body", b""))
-        return message
-
-    return bounded
 
 
 class _Answer:

@@ -17,8 +17,8 @@ from serve.router.flights import Event, Flights
 from serve.router.proxy import BUFFER_BYTES, running_replicas, watch_replicas, with_router
 from serve.router.router import Router
 
-NAME = "router"
-"""Of the deployment."""
+NAME, ROUTE = "router", "/internal/route"
+"""Of the deployment, and where HAProxy asks it."""
 FLIGHT_HEADER = "x-serve-router-flight"
 """HAProxy takes headers that begin so from clients' requests, and puts in those that the router gave."""
 SESSION_HEADER = b"x-session-id"
@@ -84,7 +84,7 @@ class RouterIngress:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         status, answer = 404, {}
-        if scope["path"] == "/internal/route":
+        if scope["path"] == ROUTE:
             chunks, size, has_more = [], 0, True
             while has_more and size <= BUFFER_BYTES:
                 message = await receive()

@@ -250,3 +250,26 @@ async def test_a_replica_that_was_lost_from_sight_goes_on(drain_s: float):
     await asyncio.sleep(0.01)
     leaving.set_leaving(False)
     assert (await call(leaving))[0]["status"] == 200
+
+
+@pytest.mark.parametrize("first", [[], [start(), body(EVENT)]])
+async def test_what_is_said_to_a_client_that_has_left_is_no_answer(first: list[Message]):
+    engine, has_left, sent = Engine(first), asyncio.Event(), []
+    asked: list[Message] = [{"type": "http.request", "body": b"{}", "more_body": False}]
+
+    async def receive() -> Message:
+        if asked:
+            return asked.pop()
+        await has_left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": [], "manta": {}}
+    running = asyncio.create_task(Deadline(engine, LONG_S)(scope, receive, send))  # type: ignore[arg-type]
+    await engine.is_begun.wait()
+    has_left.set()
+    await running
+    assert (engine.num_aborted, engine.num_running) == (1, 0)
+    assert sent == first

@@ -8,11 +8,11 @@ import httpx
 import pytest
 
 from serve.middleware.answer import ASGIApp, Receive, Scope, Send, refuse
+from serve.middleware.kept import KEPT_BYTES
 from serve.middleware.proxy import (
     AGAIN_HEADER,
     AGAIN_VARIABLE,
     BODY_VARIABLE,
-    KEPT_BYTES,
     MARGIN_S,
     TIMEOUT_VARIABLE,
     Proxy,
@@ -277,3 +277,23 @@ async def test_a_body_without_end_is_taken_in_no_further_than_it_is_read():
         4,
         413,
     )  # the first that goes beyond is seen, and shows that it is too long
+
+
+@pytest.mark.parametrize(
+    "path, is_replica, is_alone",
+    [
+        ("/v1/completions", True, True),
+        ("/internal/route", True, True),
+        ("/v1/completions", False, False),
+        ("/v1/files", True, False),
+    ],
+)
+async def test_in_a_replica_ray_serve_leaves_watching_to_who_watches_already(
+    path: str, is_replica: bool, is_alone: bool
+):
+    ray = Ray(200)
+    transport = httpx.ASGITransport(Proxy(ray, 600, is_replica=is_replica))
+    async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+        await client.post(path, headers={"x-request-disconnect-disabled": "?1", "x-request-timeout-seconds": "0"})
+    said = {name: ray.got.get(name) for name in (b"x-request-disconnect-disabled", b"x-request-timeout-seconds")}
+    assert list(said.values()) == ([b"?1", b"0"] if is_alone else [None, None])
