@@ -29,7 +29,7 @@ ASK_S = 1
 """Seconds that a router may take to answer; then any replica gets the request."""
 MIN_BUFFER_BYTES, BUFFER_BYTES = 1 << 17, 1 << 20
 """A request that is no longer than the buffer (headers included) is seen whole by the router, and can be sent again. To
-that end HAProxy copies the whole buffer at each request, however short that is: 0.6 ms of CPU where it has 1 MiB."""
+that end HAProxy copies the whole buffer at each request, however short that is: half a ms of CPU where it has 1 MiB."""
 REQUEST_TOKEN_BYTES = 8
 """Of a request for each token of its prompt: 4 of text, 6 of token ids, and what JSON adds."""
 KEEP_ALIVE_S = 90
