@@ -110,14 +110,14 @@ def _key(folder: Path) -> str | None:
 def evaluate(folder: Path | str, args: argparse.Namespace, *words: str) -> None:
     """Measures a model, where it has no card yet."""
     out = args.work / "cards" / Path(folder).name
-    if not _is_measured(out / "card.json", folder, args.rows):
+    if not is_measured(out / "card.json", folder, args.rows):
         where = f"model={folder}" if isinstance(folder, str) else f"model.path={folder}"
         measured = (f"data.limit={args.rows}", f"speed.runs={args.runs}", f"output.path={out}")
         asked = () if args.rows <= demo_tickets.DEMO_ROWS else (f"data.input={held_out(args)}",)
         manta("evaluate", where, "data=tickets", *asked, *measured, *words)
 
 
-def _is_measured(card: Path, folder: Path | str, rows: int) -> bool:
+def is_measured(card: Path, folder: Path | str, rows: int) -> bool:
     """Whether a card is there, of so many rows and of what lies in the folder now, which other steps may have made."""
     if not card.exists():
         return False
