@@ -45,8 +45,8 @@ class QuantizeSpec:
     smooth: float | None = None
     """SmoothQuant's strength in 0..1, which moves outliers of activations into weights; null leaves it out."""
     group_size: int | None = None
-    """Weights that share a scale, -1 is a whole row; null is the scheme's own (of w4a16 the first of 128, 64 and 32
-    that divides the layers, a whole row of the others)."""
+    """Weights that share a scale; null is the scheme's own (of w4a16 the first of 128, 64 and 32 that divides the
+    layers, a whole row of the others). -1 is a whole row in 4 bits, with which vLLM on a CPU did not start."""
     kv_cache: bool = False
     """Quantize the KV cache to FP8 too, by scales found on the user's rows. Needs a GPU to run."""
     ignore: list[str] = field(default_factory=lambda: ["lm_head"])
