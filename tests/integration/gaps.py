@@ -60,11 +60,6 @@ class Job:
             self.sent += 1
 
     @property
-    def held(self) -> int:
-        """Rows that are at the service."""
-        return self.engine._gate.held
-
-    @property
     def tokens(self) -> int:
         """Of all rows that have been answered."""
         return sum(outcome.completion_tokens for outcome in self.outcomes if isinstance(outcome, Completion))
@@ -74,14 +69,6 @@ class Job:
         before, began = self.tokens, time.monotonic()
         await asyncio.sleep(seconds)
         return (self.tokens - before) / (time.monotonic() - began)
-
-    async def stopped(self, timeout_s: float) -> tuple[float, int]:
-        """Returns how long it is until no row is at the service: seconds, and looks at its load."""
-        began, looks = time.monotonic(), self.engine.stats().steps
-        async with asyncio.timeout(timeout_s):
-            while self.held:
-                await asyncio.sleep(0.01)
-        return time.monotonic() - began, self.engine.stats().steps - looks
 
     async def finish(self) -> list[Outcome]:
         """Has all rows answered that were begun, and returns what became of each."""
