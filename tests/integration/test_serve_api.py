@@ -17,7 +17,7 @@ import openai
 import psutil
 import pytest
 from batches import assert_batch
-from gaps import ASKED_TOKENS, PERIOD_S, ROW_TOKENS, Job, ask, asked
+from gaps import ASKED_TOKENS, PERIOD_S, ROW_TOKENS, Job, asked
 from hostile import CLOSED, fuzz_formats, fuzz_operations
 from model_files import _make_adapter
 from services import Service, serving
