@@ -199,8 +199,8 @@ class Proxy:
 class _Answer:
     """An answer on its way out: its headers leave with the first of its body.
 
-    Where a replica dies between the two, nothing has been sent, and the request can be asked again. They leave one by one:
-    of eight replicas that were killed with 16 answers under way on a busy machine, one had sent headers alone.
+    Where a replica dies between the two, nothing has been sent, and the request can be asked again. They left one by
+    one: of eight replicas that were killed with 16 answers under way on a busy machine, one had sent headers alone.
     """
 
     def __init__(self, send: Send, request_id: bytes, is_ready: bool) -> None:
