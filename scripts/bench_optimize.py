@@ -126,6 +126,14 @@ def is_measured(card: Path, folder: Path | str, rows: int) -> bool:
     return measured["fingerprint"] == made["fingerprint"] and measured["data"]["asked"] == rows
 
 
+def training_rows(work: Path) -> Path:
+    """Returns a file of tickets of the training pool, which lies below ``work``."""
+    path = work / "training.jsonl"
+    if not path.exists():
+        path.write_text(demo_tickets.rows_to_jsonl(demo_tickets.make_rows(TRAINING_ROWS, TRAINING_SEED, "train")))
+    return path
+
+
 def held_out(args: argparse.Namespace) -> Path:
     """Returns a file of more held-out tickets than are shipped: those, and what the same seed goes on with."""
     path = args.work / f"held-{args.rows}.jsonl"
@@ -187,9 +195,7 @@ def main() -> None:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     args.work = args.work.absolute()
-    rows = args.work / "training.jsonl"
-    if not rows.exists():
-        rows.write_text(demo_tickets.rows_to_jsonl(demo_tickets.make_rows(TRAINING_ROWS, TRAINING_SEED, "train")))
+    rows = training_rows(args.work)
     evaluate(args.model, args)
     told = args.out.with_suffix(".json")
     seconds: dict[str, float] = json.loads(told.read_text())["optimize_s"] if told.exists() else {}

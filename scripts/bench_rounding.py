@@ -22,7 +22,7 @@ import demo_teacher
 import demo_tickets
 import numpy as np
 from bench_machine import machine
-from bench_optimize import BATCH, TRAINING_ROWS, TRAINING_SEED, manta
+from bench_optimize import BATCH, TRAINING_ROWS, manta, training_rows
 
 from pipelines.evaluate.interval import bootstrap, paired_difference, wilson
 from pipelines.optimize.chain import fingerprint_folder
@@ -202,13 +202,11 @@ def divergences(parent: Any, model: Any, folder: Path, rows: list[dict[str, str]
 
 def make(way: Way, name: str, grid: int, args: argparse.Namespace) -> Path:
     """Returns the folder of what a way made; what is there is not made again."""
-    rows = args.work / "training.jsonl"
-    if not rows.exists():
-        rows.write_text(demo_tickets.rows_to_jsonl(demo_tickets.make_rows(TRAINING_ROWS, TRAINING_SEED, "train")))
     out = args.work / f"{grid}-{name}"
     manta(
         "optimize", f"model.path={args.model}", "recipe=w4a16", f"{QUANTIZE}.group_size={grid}", *way.words(args),
-        f"output.path={out}", f"output.store={args.work / 'steps'}", "data=tickets", f"data.input={rows}",
+        f"output.path={out}", f"output.store={args.work / 'steps'}", "data=tickets",
+        f"data.input={training_rows(args.work)}",
         "output.register=false",
     )  # fmt: skip
     return out

@@ -52,7 +52,7 @@ def bounded(receive: Receive, max_bytes: int) -> Receive:
     async def read() -> Message:
         nonlocal size
         if size > max_bytes:
-            await asyncio.Event().wait()  # Ray Serve cancels this with the request
+            await asyncio.Event().wait()  # only Ray Serve asks on, and cancels this with the request
         message = await receive()
         size += len(message.get("body", b""))
         return message

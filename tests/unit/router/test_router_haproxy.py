@@ -148,22 +148,29 @@ def replica(says: bytes) -> Iterator[tuple[int, list[bytes]]]:
 
 
 @contextmanager
+def proxy(config: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    program = haproxy_program()
+    assert program is not None
+    command = [sys.executable, "-I", "-S", haproxy.__file__, program, "7.5", "-db", "-f", str(config), *words]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
 def proxied(folder: Path, router: int, *ports: int) -> Iterator[tuple[httpx.Client, str, subprocess.Popen[bytes]]]:
     """HAProxy before replicas at these ports, as `manta serve` sets it up, and a client that waits until it listens."""
-    program, (port,) = haproxy_program(), free_ports(1)
-    assert program is not None
+    (port,) = free_ports(1)
     flags: dict[str, str] = {}
     set_flags(ServeJob(), 4096, folder, flags)
     ours = {name: value for name, value in flags.items() if "HAPROXY_RETR" in name}
     config = write(folder, {**FLAGS, **ours}, port, router, *ports)
-    command = [sys.executable, "-I", "-S", haproxy.__file__, program, "7.5", "-db", "-f", str(config)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        with httpx.Client(transport=httpx.HTTPTransport(retries=5), timeout=20) as client:
-            yield client, f"http://127.0.0.1:{port}/v1/x", process
-    finally:
-        process.kill()
-        process.wait()
+    transport = httpx.HTTPTransport(retries=5)
+    with proxy(config) as process, httpx.Client(transport=transport, timeout=20) as client:
+        yield client, f"http://127.0.0.1:{port}/v1/x", process
 
 
 @pytest.mark.parametrize("says", [b"", HEAD[:20]], ids=["nothing", "half of the headers"])
@@ -229,19 +236,6 @@ def test_the_end_of_a_replica_that_has_answered_before_is_said_to_each_client(tm
         ends = [given.result() for given in asked]
     assert {given.status_code for given in ends} <= {502, 503}
     assert all(given.json()["error"]["message"] and given.headers["retry-after"] == "1" for given in ends)
-
-
-@contextmanager
-def proxy(config: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    program = haproxy_program()
-    assert program is not None
-    command = [sys.executable, "-I", "-S", haproxy.__file__, program, "7.5", "-db", "-f", str(config), *words]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_a_kept_connection_reaches_a_replica_that_came_with_a_later_process(tmp_path: Path):
