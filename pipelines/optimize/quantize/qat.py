@@ -5,7 +5,6 @@ Source: torchao/quantization/qat (0.18); Jacob et al., https://arxiv.org/abs/171
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,10 +45,7 @@ def train_rounded(
         QATConfig(weight_config=rounded, step=QATStep.PREPARE),
         filter_fn=lambda module, name: isinstance(module, torch.nn.Linear) and name in layers,
     )
-    spec = task.spec.quantize.qat
-    if spec.teacher is not None:
-        task = dataclasses.replace(task, teacher=Path(spec.teacher).expanduser())
-    found = train(model, spec, task, Worker(device=device), None)
+    found = train(model, task.spec.quantize.qat, task.taught(), Worker(device=device), None)
     task.say(f"trained {found['steps']} steps, loss {found['loss_last']:.4g}")
     with torch.no_grad():
         modules = dict(model.named_modules())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from conf.schema.distill import DistillSpec
@@ -27,10 +26,8 @@ def run(task: StepTask) -> dict[str, Any]:
     Raises:
         StepFailed: when the models or rows do not allow it, or zeros that were to stay were filled.
     """
-    spec = task.spec.distill
+    spec, task = task.spec.distill, task.taught()
     rows = task.read_examples()
-    if spec.teacher is not None:
-        task = dataclasses.replace(task, teacher=Path(spec.teacher).expanduser())
     check_pair(read_config(task.source), read_config(task.teacher))
     check_rows(spec, rows)
     check_lesson(task, spec)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,13 @@ class StepTask:
     seed: int
     progress: Path | None = None
     """A file for lines that the user is to see meanwhile."""
+
+    def taught(self) -> StepTask:
+        """Returns the task with the teacher that its step names, where it names one."""
+        lesson = self.spec.lesson
+        if lesson is None or lesson.teacher is None:
+            return self
+        return replace(self, teacher=Path(lesson.teacher).expanduser())
 
     def say(self, line: str) -> None:
         """Shows a line to the user."""
