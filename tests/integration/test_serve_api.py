@@ -1,4 +1,7 @@
-"""OpenAI's API as its own client sees it, on the shipped model."""
+"""OpenAI's API as its own client sees it, on the shipped model.
+
+One file, though it is long: all of it asks one service, which takes most of a minute to start.
+"""
 
 from __future__ import annotations
 

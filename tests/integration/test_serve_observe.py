@@ -1,4 +1,7 @@
-"""What is to be seen of a service from outside, its deadlines, and what it answers when it is full: two replicas."""
+"""What is to be seen of a service from outside, its deadlines, and what it answers when it is full: two replicas.
+
+One file, though it is long: all of it asks one service, which takes more than a minute to start.
+"""
 
 from __future__ import annotations
 
