@@ -84,6 +84,9 @@ class Ordering:
     """Sequences that the engine computes at a time."""
     units: int
     """Units in the replica at a time."""
+    next_units: int
+    """Units that wait at the replica for one of them to end. None where it holds its whole share, for the replica that
+    is ready first would take them from the others; but an elastic pool grows where units wait."""
     rows: int
     """Waiting rows that are ordered at a time."""
     spare_rows: int
@@ -104,7 +107,7 @@ def plan_order(job: BatchJob, work: Work, num_replicas: int) -> Ordering:
     unit_rows = -(-pending_rows // max(len(pending), 1))  # units of small files are small
     slots = engine.in_flight_rows
     # enough to keep the slots filled while the last rows of some end
-    units, spare_rows = -(-slots // unit_rows) + 1, 0
+    units, spare_rows, next_units = -(-slots // unit_rows) + 1, 0, 1
     is_auto = job.batch.order is Order.auto
     is_ordered = job.task is Task.generate if is_auto else job.batch.order is Order.prefix
     if is_ordered:
@@ -113,6 +116,7 @@ def plan_order(job: BatchJob, work: Work, num_replicas: int) -> Ordering:
         held = min(job.batch.window_rows + spare_rows, share)
         if held > units * unit_rows:
             units = -(-held // unit_rows)
+            next_units = int(held < share or units > MAX_UNITS or engine.is_elastic)
         else:
             spare_rows = 0
     units = min(units, MAX_UNITS)
@@ -121,6 +125,7 @@ def plan_order(job: BatchJob, work: Work, num_replicas: int) -> Ordering:
         longest_first=is_ordered,
         num_seqs=engine.max_num_seqs,
         units=units,
+        next_units=next_units,
         rows=max(units * unit_rows - spare_rows, 1),
         spare_rows=spare_rows,
     )

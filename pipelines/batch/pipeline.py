@@ -140,7 +140,7 @@ def build_pipeline(
         min_size=pool.fewest,
         max_size=pool.most,
         initial_size=pool.first,
-        max_tasks_in_flight_per_actor=ordering.units + 1,
+        max_tasks_in_flight_per_actor=ordering.units + ordering.next_units,
         max_concurrent_calls_per_actor=ordering.units,
         enable_true_multi_threading=True,
     )

@@ -194,7 +194,8 @@ def _tidy(folder: Folder, written: Iterable[str], done: dict[str, str], known: C
 
 
 def _unit_rows(plan: Plan) -> int:
-    rows = plan.whole.rows // (plan.job.engine.max_replicas * UNITS_PER_REPLICA)
+    # rounded up: a unit more than all replicas have alike would be one more for one of them
+    rows = -(-plan.whole.rows // (plan.job.engine.max_replicas * UNITS_PER_REPLICA))
     return min(max(rows, MIN_UNIT_ROWS), plan.job.output.rows_per_file)
 
 

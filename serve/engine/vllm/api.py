@@ -6,6 +6,7 @@ else imports them.
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from argparse import Namespace
@@ -128,9 +129,17 @@ async def start_api(
         arguments["disable_log_stats"] = spec.vllm.get("disable_log_stats", False)  # metrics are made of them
         llm = await start_llm(arguments)
         app = await _build(llm, _namespace(model, arguments, options, llm), exposed)
+        _freeze()
     except Exception as error:
         raise EngineDead(f"vLLM did not start: {type(error).__name__}: {error}") from error
     return VllmApi(llm, app, spec.hang_timeout_s)
+
+
+def _freeze() -> None:
+    """Has the garbage collector leave alone what is there now, as vLLM's own server does once it has started: a full
+    collection of all that torch, vLLM and Ray have loaded stops every stream for as long as it takes."""
+    gc.collect()
+    gc.freeze()
 
 
 def _namespace(model: ModelSpec, arguments: Mapping[str, Any], options: Mapping[str, Any], llm: Any) -> Namespace:

@@ -54,7 +54,7 @@ def job_s(rows: list[tuple[int, int]], unit_rows: int, ordering: Ordering, late_
     busy = list(replicas)
     while busy:
         replica = min(busy, key=lambda one: one.time_s)
-        while units and len(replica.left) < ordering.units:
+        while units and len(replica.left) < ordering.units + ordering.next_units:
             start = units.popleft()
             own = range(start, min(start + unit_rows, len(rows)))
             replica.left[start] = len(own)

@@ -170,7 +170,14 @@ def test_a_folder_keeps_the_size_of_its_units(plan: Callable[..., Plan]) -> None
 
 @pytest.mark.parametrize(
     "number, replicas, most, unit_rows",
-    [(10, 1, 10_000, MIN_UNIT_ROWS), (10, 1, 4, 4), (3200, 1, 10_000, 200), (3200, 4, 10_000, 50), (3200, 1, 60, 60)],
+    [
+        (10, 1, 10_000, MIN_UNIT_ROWS),
+        (10, 1, 4, 4),
+        (3200, 1, 10_000, 200),
+        (3200, 4, 10_000, 50),
+        (3200, 1, 60, 60),
+        (5000, 2, 10_000, 157),  # 32 units, not 33: as many for each replica
+    ],
 )
 def test_units_are_small_enough_to_balance_replicas_and_not_tiny(
     plan: Callable[..., Plan], rows: Callable[..., None], number: int, replicas: int, most: int, unit_rows: int
