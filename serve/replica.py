@@ -33,10 +33,18 @@ from serve.middleware.scrape import Scrape
 from serve.middleware.stack import Layer, wrapped
 from serve.middleware.tally import Tally
 from serve.openai.api import EdgeApi, start_edge_api
-from serve.router.proxy import watch_own
+from serve.router.proxy import has_one_loop, watch_own
 from serve.rpc.call import Calls
 from serve.size import read_size
-from serve.telemetry import Named, app_name, engine_families, gather, replica_name, request_log_path
+from serve.telemetry import (
+    Named,
+    app_name,
+    engine_families,
+    gather,
+    gather_others,
+    replica_name,
+    request_log_path,
+)
 from serve.vitals import Vitals
 
 Api = VllmApi | EdgeApi
@@ -65,6 +73,7 @@ class Replica(Calls):
         self._load: Load | None = None
         self._began_s, self._start_s = time.monotonic(), 0.0
         self._speed = Speed(0.0, 0.0)
+        self._others: list[str] = []
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Starts the engine and returns the app.
@@ -91,7 +100,7 @@ class Replica(Calls):
         self._lost = Lost(app, lambda: api.is_dead, lambda: os._exit(1))
         routes = Routes(self._lost, self._is_ready, job.batches.path is not None)
         leaving = Leaving(routes, job.deployment.drain_s)
-        self._watch = watch_own(leaving.set_leaving)
+        self._watch = watch_own(leaving.set_leaving, self._set_others)
         self.rpc_app = Observe(leaving, self._tally, log)
         return self.rpc_app if app_name() == job.deployment.name else unprefixed(self.rpc_app)
 
@@ -102,14 +111,31 @@ class Replica(Calls):
         return await start_api(job.model, job.engine, self._device, self._share, job.task, job.deployment.vllm, EXPOSED)
 
     async def families(self) -> Named:
-        """This replica's name, and what it and its engine have counted; for whichever replica is scraped."""
-        size = await asyncio.to_thread(read_size, app_name()) if self._job.engine.is_elastic else None
-        target = self._job.engine.min_replicas if size is None else size.target
+        """See `families_of`; for whichever replica is scraped."""
+        return self.families_of(await self._target())
+
+    def families_of(self, target: int) -> Named:
+        """This replica's name, and what it and its engine have counted.
+
+        Args:
+            target: replicas that there should be of its model.
+        """
         load = None if self._load is None else self._report(self._load)
-        vitals = self._vitals.families(target, self._start_s, self._speed, load)
+        unbegun = None if self._api is None else self._api.unbegun()
+        vitals = self._vitals.families(target, self._start_s, self._speed, load, unbegun)
         return replica_name(), [*self._tally.families(), *vitals, *engine_families()]
 
+    async def _target(self) -> int:
+        size = await asyncio.to_thread(read_size, app_name()) if self._job.engine.is_elastic else None
+        return self._job.engine.min_replicas if size is None else size.target
+
+    def _set_others(self, actors: list[str]) -> None:
+        self._others = actors
+
     async def _gather(self) -> list[Named]:
+        if has_one_loop():
+            target = await self._target()
+            return [self.families_of(target), *await gather_others(self._others, "families_of", target)]
         catalogue = await read_now()
         return await gather("families", await self.families(), catalogue.keys if catalogue else ())
 

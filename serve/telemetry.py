@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from serve.catalogue import app_of
 from serve.middleware.scrape import Families
@@ -31,10 +32,40 @@ def app_name() -> str:
     return rayserve.get_replica_context().app_name
 
 
+async def gather_others(actors: Collection[str], method: str, *arguments: Any) -> list[Named]:
+    """Asks other replicas what they have counted, also those that are full; one that does not say so in time is left
+    out. They must have one loop (`has_one_loop`): the method runs in the one that is Ray's.
+
+    Args:
+        actors: their names.
+        method: the deployment's, which returns `Named`; no coroutine.
+        arguments: its own.
+    """
+    asked = (asyncio.wait_for(_ask(actor, method, arguments), GATHER_S) for actor in actors)
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    return [answer for answer in answers if isinstance(answer, tuple)]
+
+
+async def _ask(actor: str, method: str, arguments: Sequence[Any]) -> Named:
+    import ray
+    from ray.serve._private.constants import SERVE_NAMESPACE
+
+    replica: Any = await asyncio.to_thread(ray.get_actor, actor, SERVE_NAMESPACE)
+    # a call through Ray Serve's handle would wait for a place among the requests
+    return await replica.__ray_call__.remote(_tell, method, *arguments)
+
+
+def _tell(_: object, method: str, *arguments: Any) -> Named:
+    """Runs in the other replica; Ray gives it the actor, which is Ray Serve's."""
+    import ray.serve as rayserve
+
+    return getattr(rayserve.get_replica_context().servable_object, method)(*arguments)
+
+
 async def gather(method: str, own: Named, keys: Iterable[str] = ()) -> list[Named]:
     """Asks every replica of this service what it has counted; one that does not say so in time is left out.
 
-    A full replica answers as soon as one of its requests ends.
+    A full replica answers as soon as one of its requests ends; see `gather_others`.
 
     Args:
         method: the deployment's, which returns `Named`.

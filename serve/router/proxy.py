@@ -170,8 +170,12 @@ def running_replicas(target: Any) -> dict[str, dict[str, Any]]:
     return {info.replica_id.to_full_id_str(): info.routing_stats for info in target.running_replicas}
 
 
-def watch_own(on_change: Callable[[bool], None]) -> object:
+def watch_own(on_change: Callable[[bool], None], on_others: Callable[[list[str]], None] | None = None) -> object:
     """Calls back, in the running loop of a replica, with whether it is leaving: Ray Serve tells nobody inside.
+
+    Args:
+        on_change: takes whether it is leaving.
+        on_others: takes the names of the actors of the other replicas that run.
 
     Returns:
         What must be kept: the watch ends with it.
@@ -186,5 +190,27 @@ def watch_own(on_change: Callable[[bool], None]) -> object:
         is_there = own in running_replicas(target)
         has_been_there |= is_there
         on_change(has_been_there and not is_there)
+        if on_others is not None:
+            there = {info.replica_id.to_full_id_str(): info.actor_name for info in target.running_replicas}
+            on_others([name for full, name in there.items() if full != own])
 
     return watch_replicas(context.deployment, look)
+
+
+def has_one_loop() -> bool:
+    """Returns whether a replica's app runs in the loop that listens at its port, which the direct form sees to."""
+    from ray.serve._private.constants import RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD
+
+    return not RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD
+
+
+def own_app() -> Any:
+    """Returns the app of the replica whose process this is, which Ray Serve calls for one that has a place; null where
+    it cannot be called from the loop that listens.
+
+    A request waits for a place in `Replica._start_request`, in ``_direct_ingress_asgi``, which is all that stands
+    between a replica's HTTP server and this app. Only once the replica is initialized does Ray Serve say what it is.
+    """
+    import ray.serve as rayserve
+
+    return getattr(rayserve.get_replica_context().servable_object, "app", None) if has_one_loop() else None
