@@ -15,6 +15,7 @@ from serve.gate import build_gate
 from serve.plan import ServicePlan
 from serve.replica import Replica
 from serve.router.ingress import behind_router
+from serve.router.past import REPLICA
 from serve.scaling import scaling_options
 from serve.size import Size, forget_size, read_size
 from serve.state import Replicas
@@ -28,7 +29,6 @@ CLOSE_S = 3.0
 it is killed."""
 LEAVE_S = 7.0
 """Seconds beyond `deployment.drain_s` until all is over."""
-REPLICA = "replica"
 _MAKING = threading.Lock()
 """Ray Serve makes an application in one thread at a time: it marks modules for its pickler, and unmarks them."""
 Build = Callable[[ServicePlan, int], Any]

@@ -21,7 +21,8 @@ from serve.middleware.dispatch import Dispatch
 from serve.middleware.header import media_type
 from serve.middleware.identity import REQUEST_ID, identify
 from serve.middleware.kept import KeptBody, bounded
-from serve.middleware.routes import EXPOSED, MODELS
+from serve.middleware.past import Asker, Past
+from serve.middleware.routes import EXPOSED
 from serve.router.ingress import ROUTE
 from serve.router.proxy import own_app
 from serve.size import read_size
@@ -92,15 +93,18 @@ def environment(
 
 def layers() -> list[Middleware]:
     """Returns what Ray Serve puts around its proxy, the outermost last."""
-    inner = [Middleware(Dispatch, know=Follower())] if os.environ.get(DISPATCH_VARIABLE) else []  # type: ignore[arg-type]
+    is_replica = _is_replica()
+    past = {"own": own_app} if is_replica else {"ask": Asker(os.environ.get(NAME_VARIABLE, ""))}
+    inner = [Middleware(Past, **past)]  # type: ignore[arg-type]
+    if os.environ.get(DISPATCH_VARIABLE):
+        inner.append(Middleware(Dispatch, know=Follower()))  # type: ignore[arg-type]
     outer = Middleware(
         Proxy,  # type: ignore[arg-type]
         timeout_s=float(os.environ.get(TIMEOUT_VARIABLE, "600")),
         max_body_bytes=int(os.environ.get(BODY_VARIABLE, sys.maxsize)),
         is_again=os.environ.get(AGAIN_VARIABLE) == "1",
         is_asleep=_is_asleep,
-        is_replica=(is_replica := _is_replica()),
-        own=own_app if is_replica else _nobody,
+        is_replica=is_replica,
     )
     return [*inner, outer]
 
@@ -114,10 +118,6 @@ def _is_replica() -> bool:
     except RayServeException:
         return False
     return True
-
-
-def _nobody() -> None:
-    return None
 
 
 def _is_asleep() -> bool:
@@ -145,7 +145,6 @@ class Proxy:
         clock: Callable[[], float] = time.monotonic,
         is_asleep: Callable[[], bool] = lambda: False,
         is_replica: bool = False,
-        own: Callable[[], ASGIApp | None] = _nobody,
     ) -> None:
         """Args.
 
@@ -156,10 +155,9 @@ class Proxy:
         clock: seconds.
         is_asleep: whether no replica is wanted.
         is_replica: whether this stands in a replica's own process.
-        own: the app of that replica, past Ray Serve; null where it cannot be called.
         """
         self.app, self._timeout_s, self._max_bytes = app, timeout_s, max_body_bytes
-        self._is_again, self._is_replica, self._own, self._clock = is_again, is_replica, own, clock
+        self._is_again, self._is_replica, self._clock = is_again, is_replica, clock
         self._look, self._is_asleep, self._looked_s = is_asleep, False, -LOOK_S
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -175,10 +173,6 @@ class Proxy:
         headers = [pair for pair in headers if pair[0] not in _NOT_HEARD]
         if scope["path"] in _ASKED and scope["method"] in ("GET", "HEAD") and self._sleeps():
             await answer(answered.send, 200, b"")
-            return
-        if _is_quick(scope) and (own := self._own()) is not None:
-            await own({**scope, "headers": headers}, receive, answered.send)
-            await answered.finish()
             return
         try:
             asked_s = asked_timeout_s(headers)
@@ -206,14 +200,6 @@ class Proxy:
         if now_s - self._looked_s >= LOOK_S:
             self._looked_s, self._is_asleep = now_s, self._look()
         return self._is_asleep
-
-
-def _is_quick(scope: Scope) -> bool:
-    """Whether no engine is asked for it. In a replica that had all that it takes such a request waited until others
-    had ended: who asks how full it is was told once it no longer was.
-    """
-    is_read = scope["path"] in EXPOSED or scope["path"].startswith(f"{MODELS}/")
-    return is_read and scope["method"] in ("GET", "HEAD")
 
 
 class _Answer:

@@ -139,12 +139,13 @@ def with_router(application: Any, router: Any) -> Any:
     return application._with_ingress_request_router(router)
 
 
-def watch_replicas(deployment: str, on_change: Callable[[Any], None]) -> object:
+def watch_replicas(deployment: str, on_change: Callable[[Any], None], app: str | None = None) -> object:
     """Calls back, in the running loop, whenever the running replicas of a deployment change, and once at the beginning.
 
     Args:
-        deployment: of the application that the caller's replica belongs to.
+        deployment: its name.
         on_change: takes what `running_replicas` reads.
+        app: the application; null is the one that the caller's replica belongs to.
 
     Returns:
         What must be kept: the watch ends with it.
@@ -155,13 +156,13 @@ def watch_replicas(deployment: str, on_change: Callable[[Any], None]) -> object:
     from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
     from ray.serve._private.long_poll import LongPollClient, LongPollNamespace
 
-    context = rayserve.get_replica_context()
-    key = (LongPollNamespace.DEPLOYMENT_TARGETS, DeploymentID(name=deployment, app_name=context.app_name))
+    app = app or rayserve.get_replica_context().app_name
+    key = (LongPollNamespace.DEPLOYMENT_TARGETS, DeploymentID(name=deployment, app_name=app))
     return LongPollClient(
         ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE),
         {key: on_change},  # type: ignore[dict-item]
         call_in_event_loop=asyncio.get_running_loop(),
-        client_id=f"manta:{context.replica_id.to_full_id_str()}",
+        client_id=f"manta:{ray.get_runtime_context().get_actor_id()}",
     )
 
 
@@ -170,12 +171,8 @@ def running_replicas(target: Any) -> dict[str, dict[str, Any]]:
     return {info.replica_id.to_full_id_str(): info.routing_stats for info in target.running_replicas}
 
 
-def watch_own(on_change: Callable[[bool], None], on_others: Callable[[list[str]], None] | None = None) -> object:
+def watch_own(on_change: Callable[[bool], None]) -> object:
     """Calls back, in the running loop of a replica, with whether it is leaving: Ray Serve tells nobody inside.
-
-    Args:
-        on_change: takes whether it is leaving.
-        on_others: takes the names of the actors of the other replicas that run.
 
     Returns:
         What must be kept: the watch ends with it.
@@ -190,18 +187,8 @@ def watch_own(on_change: Callable[[bool], None], on_others: Callable[[list[str]]
         is_there = own in running_replicas(target)
         has_been_there |= is_there
         on_change(has_been_there and not is_there)
-        if on_others is not None:
-            there = {info.replica_id.to_full_id_str(): info.actor_name for info in target.running_replicas}
-            on_others([name for full, name in there.items() if full != own])
 
     return watch_replicas(context.deployment, look)
-
-
-def has_one_loop() -> bool:
-    """Returns whether a replica's app runs in the loop that listens at its port, which the direct form sees to."""
-    from ray.serve._private.constants import RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD
-
-    return not RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD
 
 
 def own_app() -> Any:
@@ -212,5 +199,8 @@ def own_app() -> Any:
     between a replica's HTTP server and this app. Only once the replica is initialized does Ray Serve say what it is.
     """
     import ray.serve as rayserve
+    from ray.serve._private.constants import RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD
 
-    return getattr(rayserve.get_replica_context().servable_object, "app", None) if has_one_loop() else None
+    if RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD:  # somebody's own choice: it is then in another thread's loop
+        return None
+    return getattr(rayserve.get_replica_context().servable_object, "app", None)

@@ -342,8 +342,8 @@ async def test_a_page_of_a_full_replica_comes_at_once(
             stream.cancel()
         await asyncio.gather(*rush, return_exceptions=True)
     record_testsuite_property("the slowest page of a full replica", max(took))
-    assert num_waiting > 8  # more than it takes, to the end
     assert max(took) < (1.0, ""), sorted(took)[-5:]
+    assert num_waiting > 8  # more than it takes, to the end
 
 
 async def test_a_job_makes_room_for_those_who_wait(

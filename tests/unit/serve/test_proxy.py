@@ -9,6 +9,7 @@ import pytest
 
 from serve.middleware.answer import ASGIApp, Receive, Scope, Send, refuse
 from serve.middleware.kept import KEPT_BYTES
+from serve.middleware.past import Past
 from serve.middleware.proxy import (
     AGAIN_HEADER,
     AGAIN_VARIABLE,
@@ -242,9 +243,10 @@ def test_ray_serve_gets_its_layers(monkeypatch: pytest.MonkeyPatch, is_again: bo
     monkeypatch.setenv(TIMEOUT_VARIABLE, "7.5")
     monkeypatch.setenv(AGAIN_VARIABLE, str(int(is_again)))
     monkeypatch.setenv(BODY_VARIABLE, "1234")
-    (layer,) = layers()
-    assert layer.cls is Proxy
-    assert {"timeout_s": 7.5, "is_again": is_again, "max_body_bytes": 1234}.items() <= layer.kwargs.items()
+    past, proxy = layers()
+    assert (past.cls, proxy.cls) == (Past, Proxy)
+    assert past.kwargs.keys() == {"ask"}  # this is no replica's process
+    assert {"timeout_s": 7.5, "is_again": is_again, "max_body_bytes": 1234}.items() <= proxy.kwargs.items()
 
 
 async def test_a_body_without_end_is_taken_in_no_further_than_it_is_read():
@@ -297,36 +299,3 @@ async def test_in_a_replica_ray_serve_leaves_watching_to_who_watches_already(
         await client.post(path, headers={"x-request-disconnect-disabled": "?1", "x-request-timeout-seconds": "0"})
     said = {name: ray.got.get(name) for name in (b"x-request-disconnect-disabled", b"x-request-timeout-seconds")}
     assert list(said.values()) == ([b"?1", b"0"] if is_alone else [None, None])
-
-
-@pytest.mark.parametrize(
-    "method, path, is_past",
-    [
-        ("GET", "/metrics", True),
-        ("GET", "/ready", True),
-        ("HEAD", "/health", True),
-        ("GET", "/v1/models", True),
-        ("GET", "/v1/models/a/b", True),
-        ("POST", "/v1/completions", False),
-        ("POST", "/metrics", False),
-        ("GET", "/v1/files/file-1/content", False),  # as long as it is, and it is waited for when a replica leaves
-        ("GET", "/-/healthz", False),
-        ("GET", "/v1/modelsx", False),
-    ],
-)
-async def test_what_needs_no_engine_goes_past_the_queue_of_a_replica(method: str, path: str, is_past: bool):
-    own, queue = Ray(200), Ray(200)
-    app = Proxy(queue, 600, is_replica=True, own=lambda: own)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
-        answer = await client.request(method, path, headers={"x-serve-router-again": "1"})
-    assert (bool(own.got), bool(queue.got)) == (is_past, not is_past)
-    assert AGAIN_HEADER not in (own.got or queue.got)
-    assert answer.headers["x-request-id"] == (own.got or queue.got)[b"x-request-id"].decode()
-
-
-async def test_where_the_app_cannot_be_called_a_page_is_queued_and_one_that_says_nothing_is_a_500():
-    queue = Ray(200)
-    for own, status in ((None, 200), (Ray(200, is_said=False), 500)):
-        app = Proxy(queue, 600, is_replica=True, own=lambda own=own: own)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
-            assert (await client.get("/metrics")).status_code == status

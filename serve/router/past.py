@@ -1,0 +1,97 @@
+"""Calls of replicas past Ray Serve's queue: for what needs no engine, however many requests a replica has.
+
+A call through a handle of Ray Serve, and a request in the plain form, wait for a place among those that a replica takes
+(`max_ongoing_requests`). Ray's own call of an actor does not, but cannot wait there for what runs in another loop: it
+begins it, and is asked again until it has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from concurrent.futures import Future
+from typing import Any
+
+from serve.router.proxy import watch_replicas
+
+REPLICA = "replica"
+"""What the deployment with the engines is called, in each application."""
+POLL_S, MAX_POLL_S = 0.005, 0.1
+"""How soon it is asked again whether a call has ended; twice as late each time."""
+KEPT_S = 30.0
+"""For so long what has ended is kept for whoever began it."""
+KNOWN_S = 3.0
+"""Within this Ray Serve says for the first time which replicas run."""
+_begun: dict[int, Future[Any]] = {}
+_number = itertools.count()
+
+
+class Running:
+    """The replicas that run, by application. For one event loop."""
+
+    def __init__(self) -> None:
+        """Begins to watch an application once it is asked for."""
+        self._actors: dict[str, dict[str, str]] = {}
+        self._watches: dict[str, tuple[object, asyncio.Event]] = {}
+
+    async def actors(self, app: str) -> dict[str, str]:
+        """Returns the names of their actors by the replicas' own.
+
+        Raises:
+            TimeoutError: when Ray Serve does not say.
+        """
+        if app not in self._watches:
+            is_known = asyncio.Event()
+
+            def look(target: Any) -> None:
+                self._actors[app] = {info.replica_id.unique_id: info.actor_name for info in target.running_replicas}
+                is_known.set()
+
+            self._watches[app] = watch_replicas(REPLICA, look, app), is_known
+        await asyncio.wait_for(self._watches[app][1].wait(), KNOWN_S)
+        return self._actors[app]
+
+
+async def call(actor: str, method: str, *arguments: Any) -> Any:
+    """Calls a coroutine of a replica, which runs in the loop of its app.
+
+    Args:
+        actor: the replica's.
+        method: of the deployment's class, whose ``loop`` is the app's.
+        arguments: its own.
+
+    Raises:
+        Exception: what the method raises, and Ray for a replica that is gone.
+    """
+    import ray
+    from ray.serve._private.constants import SERVE_NAMESPACE
+
+    replica: Any = await asyncio.to_thread(ray.get_actor, actor, SERVE_NAMESPACE)
+    number, pause_s = await replica.__ray_call__.remote(_begin, method, arguments), POLL_S
+    while not (ended := await replica.__ray_call__.remote(_end, number)):
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, MAX_POLL_S)
+    return ended[0]
+
+
+def _begin(_: object, method: str, arguments: tuple[Any, ...]) -> int:
+    """Runs in the replica, in Ray's own loop; Ray gives it the actor, which is Ray Serve's."""
+    import ray.serve as rayserve
+
+    replica: Any = rayserve.get_replica_context().servable_object
+    number = next(_number)
+    _begun[number] = future = asyncio.run_coroutine_threadsafe(getattr(replica, method)(*arguments), replica.loop)
+    here = asyncio.get_running_loop()
+
+    def forget_soon() -> None:  # whoever began it may be gone
+        here.call_later(KEPT_S, lambda: _begun.pop(number, None))
+
+    future.add_done_callback(lambda _: here.call_soon_threadsafe(forget_soon))
+    return number
+
+
+def _end(_: object, number: int) -> tuple[Any] | None:
+    """Runs in the replica: what was begun there has given, once it has ended."""
+    if not _begun[number].done():
+        return None
+    return (_begun.pop(number).result(),)

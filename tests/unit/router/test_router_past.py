@@ -1,0 +1,83 @@
+"""Calls of replicas past Ray Serve's queue, with a stand-in for Ray: what runs where, what is kept, what is raised."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+import ray.serve as rayserve
+
+from serve.router import past
+from serve.router.past import call
+
+
+class Replica:
+    """A deployment's instance, whose app has a loop in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever)
+        self.thread.start()
+        self.ran_in: list[threading.Thread] = []
+
+    async def twice(self, number: int) -> int:
+        self.ran_in.append(threading.current_thread())
+        await asyncio.sleep(0.02)
+        if number < 0:
+            raise ValueError("below nought")
+        return 2 * number
+
+    def close(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
+
+
+@pytest.fixture
+async def replica(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Replica]:
+    made, asked = Replica(), []
+
+    async def ray_call(function: Any, *arguments: Any) -> Any:
+        """Ray's: a plain function, in the actor's loop, which must not be held up."""
+        asked.append(function)
+        return function(None, *arguments)
+
+    def get_actor(name: str, namespace: str) -> Any:
+        if name != "SERVE_REPLICA::a":
+            raise ValueError(name)
+        return SimpleNamespace(**{"__ray_call__": SimpleNamespace(remote=ray_call)})
+
+    monkeypatch.setattr(ray, "get_actor", get_actor)
+    monkeypatch.setattr(rayserve, "get_replica_context", lambda: SimpleNamespace(servable_object=made))
+    monkeypatch.setattr(past, "KEPT_S", 0.05)
+    yield made
+    made.close()
+
+
+async def test_a_method_runs_in_the_loop_of_the_app_and_its_answers_come_to_who_asked(replica: Replica):
+    answers = await asyncio.gather(*(call("SERVE_REPLICA::a", "twice", number) for number in range(5)))
+    assert answers == [0, 2, 4, 6, 8]
+    assert set(replica.ran_in) == {replica.thread}
+    assert past._begun == {}
+
+
+async def test_what_fails_is_raised(replica: Replica):
+    with pytest.raises(ValueError, match="below nought"):
+        await call("SERVE_REPLICA::a", "twice", -1)
+    with pytest.raises(ValueError, match="gone"):
+        await call("gone", "twice", 1)
+    assert past._begun == {}
+
+
+async def test_what_nobody_fetches_is_forgotten(replica: Replica):
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(call("SERVE_REPLICA::a", "twice", 1), 0.01)
+    assert len(past._begun) == 1
+    async with asyncio.timeout(5):
+        while past._begun:
+            await asyncio.sleep(0.01)
