@@ -1,8 +1,8 @@
 """Calls of replicas past Ray Serve's queue: for what needs no engine, however many requests a replica has.
 
 A call through a handle of Ray Serve, and a request in the plain form, wait for a place among those that a replica takes
-(`max_ongoing_requests`). Ray's own call of an actor does not, but cannot wait there for what runs in another loop: it
-begins it, and is asked again until it has ended.
+(`max_ongoing_requests`). Ray's own call of an actor does not. But it runs no coroutine, and while it waited the actor
+would begin no request: so it begins what is wanted, in the loop of the app, and another asks whether that has ended.
 """
 
 from __future__ import annotations
@@ -75,18 +75,18 @@ async def call(actor: str, method: str, *arguments: Any) -> Any:
 
 
 def _begin(_: object, method: str, arguments: tuple[Any, ...]) -> int:
-    """Runs in the replica, in Ray's own loop; Ray gives it the actor, which is Ray Serve's."""
+    """Runs in the replica, in a thread of Ray's without a loop; Ray gives it the actor, which is Ray Serve's."""
     import ray.serve as rayserve
 
     replica: Any = rayserve.get_replica_context().servable_object
+    loop: asyncio.AbstractEventLoop = replica.loop
     number = next(_number)
-    _begun[number] = future = asyncio.run_coroutine_threadsafe(getattr(replica, method)(*arguments), replica.loop)
-    here = asyncio.get_running_loop()
+    _begun[number] = future = asyncio.run_coroutine_threadsafe(getattr(replica, method)(*arguments), loop)
 
     def forget_soon() -> None:  # whoever began it may be gone
-        here.call_later(KEPT_S, lambda: _begun.pop(number, None))
+        loop.call_later(KEPT_S, lambda: _begun.pop(number, None))
 
-    future.add_done_callback(lambda _: here.call_soon_threadsafe(forget_soon))
+    future.add_done_callback(lambda _: loop.call_soon_threadsafe(forget_soon))
     return number
 
 
