@@ -13,8 +13,6 @@ from serve.router.past import Running, call
 
 ASK_S = 3.0
 """Seconds that a replica may take to answer; then the request goes the way of all others."""
-_OF_ADDRESS = frozenset({"/health", "/ready"})
-"""Answered by whatever stands at the address: in the plain form that may be the gate, though replicas run."""
 _NAMED = ("type", "asgi", "http_version", "scheme", "method", "path", "raw_path", "query_string", "headers")
 _log = logging.getLogger(__name__)
 
@@ -42,7 +40,7 @@ class Past:
             await self.app(scope, receive, send)
         elif (own := self._own()) is not None:
             await own(scope, receive, send)
-        elif self._ask is None or scope["path"] in _OF_ADDRESS or not (said := await self._ask(scope)):
+        elif self._ask is None or not (said := await self._ask(scope)):
             await self.app(scope, receive, send)
         else:
             for message in said:
@@ -64,6 +62,8 @@ class Asker:
     async def __call__(self, scope: Scope) -> list[Message]:
         """Returns a replica's answer to a request without a body; nothing where none gives one in time."""
         try:
+            if not await self._running.are_reached(self._service):
+                return []
             actors = await self._running.actors(self._service)
             if not actors:
                 return []

@@ -12,7 +12,7 @@ import itertools
 from concurrent.futures import Future
 from typing import Any
 
-from serve.router.proxy import watch_replicas
+from serve.router.proxy import watch_addresses, watch_replicas
 
 REPLICA = "replica"
 """What the deployment with the engines is called, in each application."""
@@ -33,6 +33,8 @@ class Running:
         """Begins to watch an application once it is asked for."""
         self._actors: dict[str, dict[str, str]] = {}
         self._watches: dict[str, tuple[object, asyncio.Event]] = {}
+        self._addresses: dict[str, str] = {}
+        self._address_watch: tuple[object, asyncio.Event] | None = None
 
     async def actors(self, app: str) -> dict[str, str]:
         """Returns the names of their actors by the replicas' own.
@@ -50,6 +52,23 @@ class Running:
             self._watches[app] = watch_replicas(REPLICA, look, app), is_known
         await asyncio.wait_for(self._watches[app][1].wait(), KNOWN_S)
         return self._actors[app]
+
+    async def are_reached(self, app: str) -> bool:
+        """Returns whether Ray Serve's proxy gives requests to them; while they start or end it may be to the gate.
+
+        Raises:
+            TimeoutError: when Ray Serve does not say.
+        """
+        if self._address_watch is None:
+            is_known = asyncio.Event()
+
+            def look(deployments: dict[str, str]) -> None:
+                self._addresses = deployments
+                is_known.set()
+
+            self._address_watch = watch_addresses(look), is_known
+        await asyncio.wait_for(self._address_watch[1].wait(), KNOWN_S)
+        return self._addresses.get(app) == REPLICA
 
 
 async def call(actor: str, method: str, *arguments: Any) -> Any:

@@ -150,14 +150,34 @@ def watch_replicas(deployment: str, on_change: Callable[[Any], None], app: str |
     Returns:
         What must be kept: the watch ends with it.
     """
-    import ray
     import ray.serve as rayserve
     from ray.serve._private.common import DeploymentID
-    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
-    from ray.serve._private.long_poll import LongPollClient, LongPollNamespace
+    from ray.serve._private.long_poll import LongPollNamespace
 
     app = app or rayserve.get_replica_context().app_name
-    key = (LongPollNamespace.DEPLOYMENT_TARGETS, DeploymentID(name=deployment, app_name=app))
+    return _watch((LongPollNamespace.DEPLOYMENT_TARGETS, DeploymentID(name=deployment, app_name=app)), on_change)
+
+
+def watch_addresses(on_change: Callable[[dict[str, str]], None]) -> object:
+    """Calls back, in the running loop, with the deployment that Ray Serve gives an application's requests to, by
+    application, whenever that changes, and once at the beginning.
+
+    Returns:
+        What must be kept: the watch ends with it.
+    """
+    from ray.serve._private.long_poll import LongPollNamespace
+
+    def look(table: Any) -> None:
+        on_change({deployment.app_name: deployment.name for deployment in table})
+
+    return _watch(LongPollNamespace.ROUTE_TABLE, look)
+
+
+def _watch(key: Any, on_change: Callable[[Any], None]) -> object:
+    import ray
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+    from ray.serve._private.long_poll import LongPollClient
+
     return LongPollClient(
         ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE),
         {key: on_change},  # type: ignore[dict-item]

@@ -33,6 +33,8 @@ REQUESTS = [
     ("GET", "/v1/models", True),
     ("GET", "/v1/models/a/b", True),
     ("GET", "/openapi.json", True),
+    ("GET", "/ready", True),
+    ("HEAD", "/health", True),
     ("POST", "/v1/completions", False),
     ("POST", "/metrics", False),
     ("GET", "/v1/files/file-1/content", False),  # as long as it is, and waited for when a replica leaves
@@ -42,14 +44,14 @@ REQUESTS = [
 ]
 
 
-@pytest.mark.parametrize("method, path, is_past", [*REQUESTS, ("GET", "/ready", True), ("HEAD", "/health", True)])
+@pytest.mark.parametrize("method, path, is_past", REQUESTS)
 async def test_what_needs_no_engine_goes_to_a_replica_s_own_app(method: str, path: str, is_past: bool):
     app = Past(App("queue"), own=lambda: App("own"))
     assert await ask(app, path, method) == ("own" if is_past else "queue")
 
 
-@pytest.mark.parametrize("method, path, is_past", [*REQUESTS, ("GET", "/ready", False), ("HEAD", "/health", False)])
-async def test_in_the_proxy_a_replica_is_asked_but_for_what_holds_of_the_address(method: str, path: str, is_past: bool):
+@pytest.mark.parametrize("method, path, is_past", REQUESTS)
+async def test_in_the_proxy_a_replica_is_asked(method: str, path: str, is_past: bool):
     async def of_replica(scope: Scope) -> list[Message]:
         return await answer_of(App("replica"), {name: scope[name] for name in ("type", "path", "method", "headers")})
 
