@@ -319,8 +319,6 @@ async def test_a_job_fills_what_is_idle_and_waits_where_it_would_be_in_the_way(
 async def test_a_page_of_a_full_replica_comes_at_once(
     service: Service, record_testsuite_property: Callable[[str, object], None]
 ):
-    if not service.named("haproxy"):
-        pytest.skip("in the plain form a page waits in Ray Serve's proxy, as requests do")
     took: list[tuple[float, str]] = []
     async with (
         httpx.AsyncClient(base_url=service.url, timeout=60, limits=httpx.Limits(max_connections=RUSH)) as client,
@@ -349,8 +347,6 @@ async def test_a_page_of_a_full_replica_comes_at_once(
 async def test_a_job_makes_room_for_those_who_wait(
     service: Service, record_testsuite_property: Callable[[str, object], None]
 ):
-    if not service.named("haproxy"):
-        pytest.skip("in the plain form a job is blind while requests wait in Ray Serve's proxy")
     held: list[tuple[float, int]] = []
     limits = httpx.Limits(max_connections=RUSH)
     async with httpx.AsyncClient(base_url=service.url, timeout=120, limits=limits) as client:
