@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
+from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 from serve.router.proxy import watch_addresses, watch_replicas
@@ -26,49 +29,51 @@ _begun: dict[int, Future[Any]] = {}
 _number = itertools.count()
 
 
+class _Told:
+    """What Ray Serve tells, and tells again where it changes."""
+
+    def __init__(self, watch: Callable[[Callable[[Any], None]], object]) -> None:
+        """Args: what begins to watch, given who is called back."""
+        self._value: Any = None
+        self._has_come, self._until_s = asyncio.Event(), time.monotonic() + KNOWN_S
+        self._watch = watch(self._set)
+
+    def _set(self, value: Any) -> None:
+        self._value = value
+        self._has_come.set()
+
+    async def get(self) -> Any:
+        """Returns what was told last; null where nothing was. Only at the beginning it is waited for."""
+        left_s = self._until_s - time.monotonic()
+        if not self._has_come.is_set() and left_s > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._has_come.wait(), left_s)
+        return self._value
+
+
 class Running:
     """The replicas that run, by application. For one event loop."""
 
     def __init__(self) -> None:
         """Begins to watch an application once it is asked for."""
-        self._actors: dict[str, dict[str, str]] = {}
-        self._watches: dict[str, tuple[object, asyncio.Event]] = {}
-        self._addresses: dict[str, str] = {}
-        self._address_watch: tuple[object, asyncio.Event] | None = None
+        self._replicas: dict[str, _Told] = {}
+        self._addresses: _Told | None = None
 
     async def actors(self, app: str) -> dict[str, str]:
-        """Returns the names of their actors by the replicas' own.
-
-        Raises:
-            TimeoutError: when Ray Serve does not say.
-        """
-        if app not in self._watches:
-            is_known = asyncio.Event()
-
-            def look(target: Any) -> None:
-                self._actors[app] = {info.replica_id.unique_id: info.actor_name for info in target.running_replicas}
-                is_known.set()
-
-            self._watches[app] = watch_replicas(REPLICA, look, app), is_known
-        await asyncio.wait_for(self._watches[app][1].wait(), KNOWN_S)
-        return self._actors[app]
+        """Returns the names of their actors by the replicas' own."""
+        if app not in self._replicas:
+            self._replicas[app] = _Told(lambda set_target: watch_replicas(REPLICA, set_target, app))
+        target = await self._replicas[app].get()
+        return (
+            {} if target is None else {info.replica_id.unique_id: info.actor_name for info in target.running_replicas}
+        )
 
     async def are_reached(self, app: str) -> bool:
-        """Returns whether Ray Serve's proxy gives requests to them; while they start or end it may be to the gate.
-
-        Raises:
-            TimeoutError: when Ray Serve does not say.
-        """
-        if self._address_watch is None:
-            is_known = asyncio.Event()
-
-            def look(deployments: dict[str, str]) -> None:
-                self._addresses = deployments
-                is_known.set()
-
-            self._address_watch = watch_addresses(look), is_known
-        await asyncio.wait_for(self._address_watch[1].wait(), KNOWN_S)
-        return self._addresses.get(app) == REPLICA
+        """Returns whether Ray Serve's proxy gives requests to them; while they start or end it may be to the gate."""
+        if self._addresses is None:
+            self._addresses = _Told(watch_addresses)
+        deployments: dict[str, str] | None = await self._addresses.get()
+        return deployments is not None and deployments.get(app) == REPLICA
 
 
 async def call(actor: str, method: str, *arguments: Any) -> Any:

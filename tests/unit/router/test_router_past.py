@@ -12,8 +12,9 @@ import pytest
 import ray
 import ray.serve as rayserve
 
+from serve.middleware.past import Asker
 from serve.router import past
-from serve.router.past import call
+from serve.router.past import Running, call
 
 
 class Replica:
@@ -80,3 +81,63 @@ async def test_what_nobody_fetches_is_forgotten(replica: Replica):
     async with asyncio.timeout(5):
         while past._begun:
             await asyncio.sleep(0.01)
+
+
+class Serve:
+    """Tells what it is made to tell."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.told: dict[str, Any] = {}
+        monkeypatch.setattr(past, "watch_replicas", lambda name, tell, app: self.told.update({app: tell}) or tell)
+        monkeypatch.setattr(past, "watch_addresses", lambda tell: self.told.update({"": tell}) or tell)
+        monkeypatch.setattr(past, "KNOWN_S", 0.05)
+
+    def run(self, app: str, **actors: str) -> None:
+        replicas = [
+            SimpleNamespace(replica_id=SimpleNamespace(unique_id=name), actor_name=at) for name, at in actors.items()
+        ]
+        self.told[app](SimpleNamespace(running_replicas=replicas))
+
+
+async def test_replicas_are_known_as_they_come_and_go_and_are_waited_for_once(monkeypatch: pytest.MonkeyPatch):
+    serve, running = Serve(monkeypatch), Running()
+    first = asyncio.create_task(running.actors("manta"))
+    await asyncio.sleep(0)
+    serve.run("manta", a="actor-a")
+    assert await first == {"a": "actor-a"}
+    serve.run("manta", a="actor-a", b="actor-b")
+    assert await running.actors("manta") == {"a": "actor-a", "b": "actor-b"}
+    assert await running.actors("manta.other") == {}  # nothing was told in time
+    began = asyncio.get_running_loop().time()
+    assert await running.actors("manta.other") == {}
+    assert asyncio.get_running_loop().time() - began < 0.04
+
+
+async def test_whether_requests_reach_replicas_is_what_ray_serve_says_of_the_address(monkeypatch: pytest.MonkeyPatch):
+    serve, running = Serve(monkeypatch), Running()
+    assert not await running.are_reached("manta")
+    for deployments, are_reached in (({"manta": "gate"}, False), ({"manta": "replica"}, True), ({}, False)):
+        serve.told[""](deployments)
+        assert await running.are_reached("manta") == are_reached
+
+
+@pytest.mark.parametrize(
+    "address, actor, said",
+    [("replica", "SERVE_REPLICA::a", 1), ("replica", "gone", 0), ("gate", "SERVE_REPLICA::a", 0)],
+)
+async def test_the_proxy_asks_a_replica_where_requests_reach_it_and_it_lives(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch, address: str, actor: str, said: int
+):
+    serve, ask = Serve(monkeypatch), Asker("manta")
+
+    async def answer(scope: dict[str, Any]) -> list[dict[str, Any]]:
+        return [scope]
+
+    replica.answer = answer  # type: ignore[attr-defined]
+    asking = asyncio.create_task(ask({"type": "http", "method": "GET", "path": "/metrics", "app": object()}))
+    await asyncio.sleep(0.01)
+    serve.told[""]({"manta": address})
+    await asyncio.sleep(0.01)
+    if "manta" in serve.told:
+        serve.run("manta", a=actor)
+    assert await asking == [{"type": "http", "method": "GET", "path": "/metrics"}] * said
