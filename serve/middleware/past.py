@@ -13,6 +13,8 @@ from serve.router.past import Running, call
 
 ASK_S = 3.0
 """Seconds that a replica may take to answer; then the request goes the way of all others."""
+MAX_ASKED = 64
+"""Requests past the queue at a time: it bounds those of all others, and more of these wait there too."""
 _NAMED = ("type", "asgi", "http_version", "scheme", "method", "path", "raw_path", "query_string", "headers")
 _log = logging.getLogger(__name__)
 
@@ -57,10 +59,13 @@ class Asker:
 
     def __init__(self, service: str) -> None:
         """Args: the service's name, which its first model's application has too."""
-        self._service, self._running = service, Running()
+        self._service, self._running, self._num_asked = service, Running(), 0
 
     async def __call__(self, scope: Scope) -> list[Message]:
         """Returns a replica's answer to a request without a body; nothing where none gives one in time."""
+        if self._num_asked == MAX_ASKED:
+            return []
+        self._num_asked += 1
         try:
             if not await self._running.are_reached(self._service):
                 return []
@@ -72,6 +77,8 @@ class Asker:
         except Exception as error:  # it has just gone, or hangs
             _log.warning("a replica did not answer past the queue: %s", type(error).__name__)
             return []
+        finally:
+            self._num_asked -= 1
 
 
 async def answer_of(app: ASGIApp, scope: Scope) -> list[Message]:

@@ -12,7 +12,7 @@ import pytest
 import ray
 import ray.serve as rayserve
 
-from serve.middleware.past import Asker
+from serve.middleware.past import MAX_ASKED, Asker
 from serve.router import past
 from serve.router.past import Running, call
 
@@ -141,3 +141,23 @@ async def test_the_proxy_asks_a_replica_where_requests_reach_it_and_it_lives(
     if "manta" in serve.told:
         serve.run("manta", a=actor)
     assert await asking == [{"type": "http", "method": "GET", "path": "/metrics"}] * said
+
+
+async def test_the_proxy_asks_for_so_many_at_a_time_and_others_wait_in_the_queue(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+):
+    async def answer(scope: dict[str, Any]) -> list[dict[str, Any]]:
+        await asyncio.sleep(0.02)
+        return [scope]
+
+    replica.answer = answer  # type: ignore[attr-defined]
+    serve, ask = Serve(monkeypatch), Asker("manta")
+    for round_of in range(2):
+        asking = [asyncio.create_task(ask({"type": "http"})) for _ in range(MAX_ASKED + 3)]
+        await asyncio.sleep(0)
+        if not round_of:
+            serve.told[""]({"manta": "replica"})
+            await asyncio.sleep(0.01)
+            serve.run("manta", a="SERVE_REPLICA::a")
+        answers = await asyncio.gather(*asking)
+        assert answers == [[{"type": "http"}]] * MAX_ASKED + [[]] * 3
