@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from hostile import CLOSED, fuzz_formats, fuzz_operations
 from model_files import _make_adapter
 from services import Service, serving
 
+from conf.metrics import UNBEGUN
 from conf.schema.service import AdmissionRule
 from serve.middleware.routes import EXPOSED
 from serve.wire import api_pb2, protobuf
@@ -316,6 +316,14 @@ async def test_a_job_fills_what_is_idle_and_waits_where_it_would_be_in_the_way(
         assert {getattr(outcome, "completion_tokens", None) for outcome in all_of} == {ROW_TOKENS}
 
 
+def figure(page: str, name: str, *labels: str) -> float:
+    """The sum of a page's samples of a name that have these labels."""
+    lines = [
+        line for line in page.splitlines() if line.startswith(f"{name}{{") and all(each in line for each in labels)
+    ]
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
 async def test_a_page_of_a_full_replica_comes_at_once(
     service: Service, record_testsuite_property: Callable[[str, object], None]
 ):
@@ -325,10 +333,11 @@ async def test_a_page_of_a_full_replica_comes_at_once(
         httpx.AsyncClient(base_url=service.url, timeout=60) as looker,
     ):
         rush = [asyncio.create_task(ask(client, 600)) for _ in range(RUSH)]
-        waiting = 0
+        waiting = 0.0
         while not waiting:  # all places are taken
             page = (await looker.get("/metrics")).text
-            waiting = sum(int(float(n)) for n in re.findall(r"(?m)^vllm:num_requests_waiting{.*} (\S+)$", page))
+            waiting = figure(page, "vllm:num_requests_waiting")
+        unbegun = [figure(page, UNBEGUN.series, f'priority="{whose}"') for whose in ("interactive", "batch")]
         for _ in range(8):
             for path in ("/metrics", "/ready", "/health", "/v1/models"):
                 began = time.monotonic()
@@ -342,6 +351,8 @@ async def test_a_page_of_a_full_replica_comes_at_once(
     record_testsuite_property("the slowest page of a full replica", max(took))
     assert max(took) < (1.0, ""), sorted(took)[-5:]
     assert num_waiting > 8  # more than it takes, to the end
+    assert 0 < unbegun[0] <= 16
+    assert unbegun[1] == 0
 
 
 async def test_a_job_makes_room_for_those_who_wait(
