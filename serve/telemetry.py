@@ -43,8 +43,8 @@ async def gather(running: Running, method: str, own: Named, keys: Iterable[str] 
         keys: of the further models, where this is a replica of the first one.
     """
     apps = [app_name(), *(app_of(app_name(), key) for key in keys)]
-    found = await asyncio.gather(*map(running.actors, apps))
-    actors = {name: actor for each in found for name, actor in each.items()}
+    found = await asyncio.gather(*map(running.actors, apps), return_exceptions=True)  # Ray Serve may not be there
+    actors = {name: actor for each in found if isinstance(each, dict) for name, actor in each.items()}
     asked = (asyncio.wait_for(call(actor, method), GATHER_S) for name, actor in actors.items() if name != own[0])
     answers = await asyncio.gather(*asked, return_exceptions=True)
     if num_silent := sum(not isinstance(answer, tuple) for answer in answers):

@@ -64,9 +64,8 @@ class Running:
         if app not in self._replicas:
             self._replicas[app] = _Told(lambda set_target: watch_replicas(REPLICA, set_target, app))
         target = await self._replicas[app].get()
-        return (
-            {} if target is None else {info.replica_id.unique_id: info.actor_name for info in target.running_replicas}
-        )
+        replicas = [] if target is None else target.running_replicas
+        return {info.replica_id.unique_id: info.actor_name for info in replicas}
 
     async def are_reached(self, app: str) -> bool:
         """Returns whether Ray Serve's proxy gives requests to them; while they start or end it may be to the gate."""
