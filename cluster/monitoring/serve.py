@@ -101,7 +101,9 @@ _CHARTS = (
     Panel(
         title="Requests without a first token, by priority",
         says="They wait in engines, or are read there.",
-        queries=(Query(expr=total(m.UNBEGUN.series, "", "priority"), legend="{{priority}}"),),
+        queries=(
+            Query(expr=total(m.UNBEGUN.series, "", "priority"), legend="{{priority}}", needs=foreign.NEEDS_ENGINE),
+        ),
         is_stacked=True,
     ),
     Panel(
