@@ -106,6 +106,9 @@ REPLICA_START = _gauge(
 WAITING_REQUESTS = _gauge(
     "manta_engine_waiting_requests", "Requests in the replica whose answer has not begun.", "model"
 )
+UNBEGUN = _gauge(
+    "manta_engine_unbegun_requests", "Requests in vLLM whose first token has not come, by whose turn it is.", "priority"
+)
 WAITING_TOKENS = _gauge("manta_engine_waiting_tokens", "Tokens of their prompts.", "model")
 ARRIVED_TOKENS = _counter(
     "manta_engine_arrived_tokens", "Prompt tokens that came to the engine, expected where a request runs.", "model"
@@ -123,7 +126,7 @@ REPLICA_PRICE = _gauge(
 SERVE = (
     *(IN_FLIGHT, AGAIN, HELD, FIRST_WAIT, REQUESTS, REFUSED, DURATION, TTFT, TPOT),
     *(PROMPT_TOKENS, COMPLETION_TOKENS, CACHE_ANSWERS),
-    *(REPLICAS_TARGET, REPLICA_START, WAITING_REQUESTS, WAITING_TOKENS, ARRIVED_TOKENS),
+    *(REPLICAS_TARGET, REPLICA_START, UNBEGUN, WAITING_REQUESTS, WAITING_TOKENS, ARRIVED_TOKENS),
     *(PREFILL_SPEED, DECODE_SPEED, REPLICA_PRICE),
 )
 """Of `manta serve`."""

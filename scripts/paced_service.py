@@ -60,6 +60,9 @@ class PacedApi:
         """Requests whose answer has not begun."""
         return Waiting(len(self._prompts), sum(self._prompts.values()))
 
+    def unbegun(self) -> None:
+        """It has no priorities."""
+
     async def measure(self, max_num_seqs: int) -> Speed:
         """What it was told that it does."""
         capacity = capacity_of(self._spec, TPOT_S, 1.0)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from typing import Any
 
 from cluster.replica_port import listen_on_this_node
 from conf.schema.engine import Device, EngineKind
@@ -19,7 +20,7 @@ from serve.catalogue import read_now
 from serve.engine.errors import EngineDead
 from serve.engine.speed import Speed
 from serve.engine.vllm.api import VllmApi, start_api
-from serve.middleware.answer import ASGIApp
+from serve.middleware.answer import ASGIApp, Message
 from serve.middleware.dispatch import unprefixed
 from serve.middleware.leaving import Leaving
 from serve.middleware.listing import Listing
@@ -27,12 +28,14 @@ from serve.middleware.load import Load
 from serve.middleware.lost import Lost
 from serve.middleware.mistake import shape_errors
 from serve.middleware.observe import Observe
+from serve.middleware.past import answer_of
 from serve.middleware.record import RequestLog
 from serve.middleware.routes import EXPOSED, Routes
 from serve.middleware.scrape import Scrape
 from serve.middleware.stack import Layer, wrapped
 from serve.middleware.tally import Tally
 from serve.openai.api import EdgeApi, start_edge_api
+from serve.router.past import Running
 from serve.router.proxy import watch_own
 from serve.rpc.call import Calls
 from serve.size import read_size
@@ -65,6 +68,7 @@ class Replica(Calls):
         self._load: Load | None = None
         self._began_s, self._start_s = time.monotonic(), 0.0
         self._speed = Speed(0.0, 0.0)
+        self._running = Running()
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Starts the engine and returns the app.
@@ -73,6 +77,7 @@ class Replica(Calls):
             EngineDead: when the engine does not start.
         """
         job = self._job
+        self.loop = asyncio.get_running_loop()
         self._api = api = await self._start()
         shape_errors(api.app)
         app: ASGIApp = Listing(api.app, read_now)
@@ -101,17 +106,22 @@ class Replica(Calls):
             return await start_edge_api(job.model, job.engine, self._share)
         return await start_api(job.model, job.engine, self._device, self._share, job.task, job.deployment.vllm, EXPOSED)
 
+    async def answer(self, scope: dict[str, Any]) -> list[Message]:
+        """The whole answer to a request without a body; for Ray Serve's proxy, past its queue."""
+        return [] if self.rpc_app is None else await answer_of(self.rpc_app, scope)
+
     async def families(self) -> Named:
         """This replica's name, and what it and its engine have counted; for whichever replica is scraped."""
         size = await asyncio.to_thread(read_size, app_name()) if self._job.engine.is_elastic else None
         target = self._job.engine.min_replicas if size is None else size.target
         load = None if self._load is None else self._report(self._load)
-        vitals = self._vitals.families(target, self._start_s, self._speed, load)
+        unbegun = None if self._api is None else self._api.unbegun()
+        vitals = self._vitals.families(target, self._start_s, self._speed, load, unbegun)
         return replica_name(), [*self._tally.families(), *vitals, *engine_families()]
 
     async def _gather(self) -> list[Named]:
         catalogue = await read_now()
-        return await gather("families", await self.families(), catalogue.keys if catalogue else ())
+        return await gather(self._running, "families", await self.families(), catalogue.keys if catalogue else ())
 
     async def check_health(self) -> None:
         """Ray Serve replaces the replica, with all of its engine's processes, where this fails three times.

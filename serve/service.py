@@ -15,6 +15,7 @@ from serve.gate import build_gate
 from serve.plan import ServicePlan
 from serve.replica import Replica
 from serve.router.ingress import behind_router
+from serve.router.past import REPLICA
 from serve.scaling import scaling_options
 from serve.size import Size, forget_size, read_size
 from serve.state import Replicas
@@ -28,9 +29,9 @@ CLOSE_S = 3.0
 it is killed."""
 LEAVE_S = 7.0
 """Seconds beyond `deployment.drain_s` until all is over."""
-REPLICA = "replica"
 _MAKING = threading.Lock()
-"""Ray Serve makes an application in one thread at a time: it marks modules for its pickler, and unmarks them."""
+"""Ray Serve makes an application, or reads how one stands, in one thread at a time: for each configuration it marks
+modules for its pickler, and unmarks them."""
 Build = Callable[[ServicePlan, int], Any]
 """Makes replicas; see `build_replicas`."""
 
@@ -210,7 +211,8 @@ class Service:
         """
         import ray.serve as rayserve
 
-        status = rayserve.status().applications.get(self._name)
+        with _MAKING:
+            status = rayserve.status().applications.get(self._name)
         if status is None:
             raise ServiceFailed("the service is gone: somebody else has stopped it")
         before, self._size = self._size, (size := read_size(self._name))
@@ -292,7 +294,8 @@ class Service:
         timeout_s = plan.job.engine.start_timeout_s
         deadline = time.monotonic() + timeout_s
         while not self._interrupted.wait(POLL_S):
-            status = rayserve.status().applications.get(self._name)
+            with _MAKING:
+                status = rayserve.status().applications.get(self._name)
             if status is not None and status.status is ApplicationStatus.RUNNING:
                 return True
             if status is not None and status.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):

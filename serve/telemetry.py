@@ -9,6 +9,7 @@ from pathlib import Path
 
 from serve.catalogue import app_of
 from serve.middleware.scrape import Families
+from serve.router.past import Running, call
 
 GATHER_S = 3.0
 """Seconds that other replicas may take to say what they have counted."""
@@ -31,34 +32,24 @@ def app_name() -> str:
     return rayserve.get_replica_context().app_name
 
 
-async def gather(method: str, own: Named, keys: Iterable[str] = ()) -> list[Named]:
-    """Asks every replica of this service what it has counted; one that does not say so in time is left out.
-
-    A full replica answers as soon as one of its requests ends.
+async def gather(running: Running, method: str, own: Named, keys: Iterable[str] = ()) -> list[Named]:
+    """Asks every replica of this service what it has counted, also those that are full; one that does not say so in
+    time is left out.
 
     Args:
-        method: the deployment's, which returns `Named`.
-        own: this replica's, which is not asked over the wire.
+        running: which replicas there are.
+        method: the deployment's, a coroutine that returns `Named`.
+        own: this replica's, which is not asked.
         keys: of the further models, where this is a replica of the first one.
     """
     apps = [app_name(), *(app_of(app_name(), key) for key in keys)]
-    answers = [answer for found in await asyncio.gather(*(_gather(method, app) for app in apps)) for answer in found]
-    return [own, *(answer for answer in answers if answer[0] != own[0])]
-
-
-async def _gather(method: str, app: str) -> list[Named]:
-    import ray.serve as rayserve
-
-    handle = rayserve.get_deployment_handle(rayserve.get_replica_context().deployment, app)
-    try:
-        # `results_async` would give up all for one that hangs
-        results = await asyncio.wait_for(handle.broadcast(method)._fetch_replica_results_async(), GATHER_S)
-    except Exception as error:
-        _log.warning("other replicas cannot be asked for their metrics: %s", type(error).__name__)
-        return []
-    asked = (asyncio.wait_for(result.get_async(), GATHER_S) for result in results)
+    found = await asyncio.gather(*map(running.actors, apps), return_exceptions=True)  # Ray Serve may not be there
+    actors = {name: actor for each in found if isinstance(each, dict) for name, actor in each.items()}
+    asked = (asyncio.wait_for(call(actor, method), GATHER_S) for name, actor in actors.items() if name != own[0])
     answers = await asyncio.gather(*asked, return_exceptions=True)
-    return [answer for answer in answers if isinstance(answer, tuple)]
+    if num_silent := sum(not isinstance(answer, tuple) for answer in answers):
+        _log.warning("%d other replicas did not say what they have counted", num_silent)
+    return [own, *(answer for answer in answers if isinstance(answer, tuple))]
 
 
 def request_log_path() -> Path:

@@ -10,7 +10,7 @@ from conf.schema.engine import Device
 from conf.schema.serve import ServeJob
 from serve.autoscale.watch import Report
 from serve.engine.placement import devices_per_engine
-from serve.engine.speed import Speed
+from serve.engine.speed import Speed, Unbegun
 from serve.instrument import counter, gauge
 
 
@@ -23,7 +23,9 @@ class Vitals:
         self._devices = devices_per_engine(job.engine, device, share)
         self._most_arrived = 0.0
 
-    def families(self, target: int, start_s: float, speed: Speed, load: Report | None) -> list[Metric]:
+    def families(
+        self, target: int, start_s: float, speed: Speed, load: Report | None, unbegun: Unbegun | None = None
+    ) -> list[Metric]:
         """Returns what is so now.
 
         Args:
@@ -31,6 +33,7 @@ class Vitals:
             start_s: seconds that this one took to start; 0 while it does.
             speed: as it was measured; zeros where it was not.
             load: what the autoscaler is told; null of a fleet of fixed size.
+            unbegun: requests in the engine without a first token; null where it has no priorities.
         """
         registry, model = CollectorRegistry(auto_describe=False), self._job.model.name
         price = self._job.cluster.price_per_hour
@@ -46,6 +49,10 @@ class Vitals:
         for metric, value in known.items():
             if value is not None:
                 gauge(metric, registry).labels(model).set(value)
+        if unbegun is not None:
+            without_token = gauge(metrics.UNBEGUN, registry)
+            for priority, count in unbegun._asdict().items():
+                without_token.labels(priority).set(count)
         if load is not None:
             # what is expected of a request may turn out to have been too much, and a counter never falls
             self._most_arrived = max(self._most_arrived, load.prompt_tokens)

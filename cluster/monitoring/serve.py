@@ -99,6 +99,14 @@ _CHARTS = (
         is_stacked=True,
     ),
     Panel(
+        title="Requests without a first token, by priority",
+        says="They wait in engines, or are read there.",
+        queries=(
+            Query(expr=total(m.UNBEGUN.series, "", "priority"), legend="{{priority}}", needs=foreign.NEEDS_ENGINE),
+        ),
+        is_stacked=True,
+    ),
+    Panel(
         title="Longest wait for a first token",
         says="Of the streams that wait now.",
         queries=(Query(expr=f"max by (priority) ({m.FIRST_WAIT.series})", legend="{{priority}}"),),

@@ -12,6 +12,13 @@ class Waiting(NamedTuple):
     prompt_tokens: int
 
 
+class Unbegun(NamedTuple):
+    """Requests whose answer has not begun, by whose turn it is."""
+
+    interactive: int
+    batch: int
+
+
 class Speed(NamedTuple):
     """Of one engine; 0 is not known."""
 

@@ -21,8 +21,10 @@ from serve.middleware.dispatch import Dispatch
 from serve.middleware.header import media_type
 from serve.middleware.identity import REQUEST_ID, identify
 from serve.middleware.kept import KeptBody, bounded
+from serve.middleware.past import Asker, Past
 from serve.middleware.routes import EXPOSED
 from serve.router.ingress import ROUTE
+from serve.router.proxy import own_app
 from serve.size import read_size
 
 CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
@@ -91,14 +93,18 @@ def environment(
 
 def layers() -> list[Middleware]:
     """Returns what Ray Serve puts around its proxy, the outermost last."""
-    inner = [Middleware(Dispatch, know=Follower())] if os.environ.get(DISPATCH_VARIABLE) else []  # type: ignore[arg-type]
+    is_replica = _is_replica()
+    past = {"own": own_app} if is_replica else {"ask": Asker(os.environ.get(NAME_VARIABLE, ""))}
+    inner = [Middleware(Past, **past)]  # type: ignore[arg-type]
+    if os.environ.get(DISPATCH_VARIABLE):
+        inner.append(Middleware(Dispatch, know=Follower()))  # type: ignore[arg-type]
     outer = Middleware(
         Proxy,  # type: ignore[arg-type]
         timeout_s=float(os.environ.get(TIMEOUT_VARIABLE, "600")),
         max_body_bytes=int(os.environ.get(BODY_VARIABLE, sys.maxsize)),
         is_again=os.environ.get(AGAIN_VARIABLE) == "1",
         is_asleep=_is_asleep,
-        is_replica=_is_replica(),
+        is_replica=is_replica,
     )
     return [*inner, outer]
 

@@ -17,7 +17,7 @@ from serve.engine.onnx.engine import OnnxEngine
 from serve.engine.onnx.layout import read_edge_model
 from serve.engine.prompt import load_renderer
 from serve.engine.protocol import Request
-from serve.engine.speed import Speed, Waiting
+from serve.engine.speed import Speed, Unbegun, Waiting
 from serve.openai.app import OpenAiApp
 from serve.openai.asked import Reader
 
@@ -47,6 +47,10 @@ class EdgeApi:
     def waiting(self) -> Waiting:
         """Requests whose answer has not begun."""
         return self._engine.waiting()
+
+    def unbegun(self) -> Unbegun | None:
+        """Not known: the engine has no priorities."""
+        return None
 
     async def measure(self, max_num_seqs: int) -> Speed:
         """Measures what the engine does; to be called before it has requests.

@@ -139,29 +139,50 @@ def with_router(application: Any, router: Any) -> Any:
     return application._with_ingress_request_router(router)
 
 
-def watch_replicas(deployment: str, on_change: Callable[[Any], None]) -> object:
+def watch_replicas(deployment: str, on_change: Callable[[Any], None], app: str | None = None) -> object:
     """Calls back, in the running loop, whenever the running replicas of a deployment change, and once at the beginning.
 
     Args:
-        deployment: of the application that the caller's replica belongs to.
+        deployment: its name.
         on_change: takes what `running_replicas` reads.
+        app: the application; null is the one that the caller's replica belongs to.
 
     Returns:
         What must be kept: the watch ends with it.
     """
-    import ray
     import ray.serve as rayserve
     from ray.serve._private.common import DeploymentID
-    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
-    from ray.serve._private.long_poll import LongPollClient, LongPollNamespace
+    from ray.serve._private.long_poll import LongPollNamespace
 
-    context = rayserve.get_replica_context()
-    key = (LongPollNamespace.DEPLOYMENT_TARGETS, DeploymentID(name=deployment, app_name=context.app_name))
+    app = app or rayserve.get_replica_context().app_name
+    return _watch((LongPollNamespace.DEPLOYMENT_TARGETS, DeploymentID(name=deployment, app_name=app)), on_change)
+
+
+def watch_addresses(on_change: Callable[[dict[str, str]], None]) -> object:
+    """Calls back, in the running loop, with the deployment that Ray Serve gives an application's requests to, by
+    application, whenever that changes, and once at the beginning.
+
+    Returns:
+        What must be kept: the watch ends with it.
+    """
+    from ray.serve._private.long_poll import LongPollNamespace
+
+    def look(table: Any) -> None:
+        on_change({deployment.app_name: deployment.name for deployment in table})
+
+    return _watch(LongPollNamespace.ROUTE_TABLE, look)
+
+
+def _watch(key: Any, on_change: Callable[[Any], None]) -> object:
+    import ray
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+    from ray.serve._private.long_poll import LongPollClient
+
     return LongPollClient(
         ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE),
         {key: on_change},  # type: ignore[dict-item]
         call_in_event_loop=asyncio.get_running_loop(),
-        client_id=f"manta:{context.replica_id.to_full_id_str()}",
+        client_id=f"manta:{ray.get_runtime_context().get_actor_id()}",
     )
 
 
@@ -188,3 +209,18 @@ def watch_own(on_change: Callable[[bool], None]) -> object:
         on_change(has_been_there and not is_there)
 
     return watch_replicas(context.deployment, look)
+
+
+def own_app() -> Any:
+    """Returns the app of the replica whose process this is, which Ray Serve calls for one that has a place; null where
+    it cannot be called from the loop that listens.
+
+    A request waits for a place in `Replica._start_request`, in ``_direct_ingress_asgi``, which is all that stands
+    between a replica's HTTP server and this app. Only once the replica is initialized does Ray Serve say what it is.
+    """
+    import ray.serve as rayserve
+    from ray.serve._private.constants import RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD
+
+    if RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD:  # somebody's own choice: it is then in another thread's loop
+        return None
+    return getattr(rayserve.get_replica_context().servable_object, "app", None)

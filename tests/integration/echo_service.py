@@ -37,11 +37,14 @@ VERSION = "one"
 
 
 class Echo:
-    def __init__(self, is_direct: bool, drain_s: float) -> None:
+    def __init__(self, is_direct: bool, drain_s: float, timeout_s: float) -> None:
         self._is_direct, self._drain_s = is_direct, drain_s
+        # in the direct form nobody else watches the time; in the plain one it is to be seen that Ray Serve does
+        self._timeout_s = timeout_s if is_direct else 60.0
 
     async def __serve_build_asgi_app__(self) -> Any:
-        leaving = Leaving(Deadline(Progress(answer, 4.0) if self._is_direct else answer, 60.0), self._drain_s)
+        app = Progress(answer, 4.0) if self._is_direct else answer
+        leaving = Leaving(Deadline(app, self._timeout_s), self._drain_s)
         self._watch = watch_own(leaving.set_leaving)
         return leaving
 
@@ -103,7 +106,7 @@ def main() -> None:
                 max_replicas_per_node=1 if address else None,
             )
             deployment._version = VERSION
-            application = deployment.bind(form is ProxyForm.direct, drain_s)
+            application = deployment.bind(form is ProxyForm.direct, drain_s, timeout_s)
             if form is ProxyForm.direct:
                 application = behind_router(application, "replica", job.router, 64)
             options = {"host": "127.0.0.1", "port": port, "request_timeout_s": timeout_s}
@@ -118,7 +121,7 @@ def main() -> None:
                 elif word == "scale":
                     deployment = deployment.options(num_replicas=int(rest))
                     deployment._version = VERSION
-                    application = deployment.bind(form is ProxyForm.direct, drain_s)
+                    application = deployment.bind(form is ProxyForm.direct, drain_s, timeout_s)
                     if form is ProxyForm.direct:
                         application = behind_router(application, "replica", job.router, 64)
                     threading.Thread(target=lambda app=application: rayserve.run(app, name="manta")).start()

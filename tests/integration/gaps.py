@@ -35,16 +35,18 @@ class Job:
     """Rows without end, until it is told to finish."""
 
     engine: ServiceEngine
+    row_tokens: int = ROW_TOKENS
     sent: int = 0
     outcomes: list[Outcome] = field(default_factory=list)
     is_finishing: bool = False
     running: asyncio.Task[None] | None = None
 
     @classmethod
-    async def begin(cls, url: str, rule: AdmissionRule, priority: int) -> Job:
+    async def begin(cls, url: str, rule: AdmissionRule, priority: int, row_tokens: int = ROW_TOKENS) -> Job:
         service = ServiceSpec(url=url, priority=priority, admission=AdmissionSpec(rule=rule))
         spec = EngineSpec(kind=EngineKind.service, service=service, max_in_flight=ROWS)
-        job = cls(engine=ServiceEngine(ModelSpec(path=".", name="demo"), spec, 1 << 20, Task.generate, None))
+        engine = ServiceEngine(ModelSpec(path=".", name="demo"), spec, 1 << 20, Task.generate, None)
+        job = cls(engine=engine, row_tokens=row_tokens)
         await job.engine.start()
         job.running = asyncio.create_task(job._run())
         return job
@@ -54,10 +56,21 @@ class Job:
             self.outcomes.append(outcome)
 
     def _rows(self) -> Iterator[Request]:
-        sampling = SamplingSpec(max_tokens=ROW_TOKENS, ignore_eos=True)
+        sampling = SamplingSpec(max_tokens=self.row_tokens, ignore_eos=True)
         while not self.is_finishing:
             yield Request(id=str(self.sent), token_ids=prompt(32), sampling=sampling)
             self.sent += 1
+
+    @property
+    def held(self) -> int:
+        """Rows that are at the service."""
+        return self.engine._gate.held
+
+    async def watch_held(self, seen: list[tuple[float, int]]) -> None:
+        """Writes down when how many rows were at the service, until it is cancelled."""
+        while True:
+            seen.append((time.monotonic(), self.held))
+            await asyncio.sleep(0.02)
 
     @property
     def tokens(self) -> int:

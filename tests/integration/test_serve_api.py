@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,17 +21,20 @@ import openai
 import psutil
 import pytest
 from batches import assert_batch
-from gaps import ASKED_TOKENS, PERIOD_S, ROW_TOKENS, Job, asked
+from gaps import ASKED_TOKENS, PERIOD_S, ROW_TOKENS, Job, ask, asked
 from hostile import CLOSED, fuzz_formats, fuzz_operations
 from model_files import _make_adapter
 from services import Service, serving
 
+from conf.metrics import UNBEGUN
 from conf.schema.service import AdmissionRule
 from serve.middleware.routes import EXPOSED
 from serve.wire import api_pb2, protobuf
 from serve.wire.shape import shape_of
 
 pytestmark = pytest.mark.timeout(300)
+RUSH = 40
+"""Streams at once, where the engine computes 8 and the replica takes 16."""
 TICKET = "My laptop does not turn on. Order 4711."
 MESSAGES = [{"role": "user", "content": TICKET}]
 
@@ -310,6 +314,75 @@ async def test_a_job_fills_what_is_idle_and_waits_where_it_would_be_in_the_way(
     for each, all_of in ((job, outcomes), (crowd, outcomes_of_crowd)):
         assert sorted(int(outcome.request_id) for outcome in all_of) == list(range(each.sent))
         assert {getattr(outcome, "completion_tokens", None) for outcome in all_of} == {ROW_TOKENS}
+
+
+def figure(page: str, name: str, *labels: str) -> float:
+    """The sum of a page's samples of a name that have these labels."""
+    lines = [
+        line for line in page.splitlines() if line.startswith(f"{name}{{") and all(each in line for each in labels)
+    ]
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+async def test_a_page_of_a_full_replica_comes_at_once(
+    service: Service, record_testsuite_property: Callable[[str, object], None]
+):
+    took: list[tuple[float, str]] = []
+    async with (
+        httpx.AsyncClient(base_url=service.url, timeout=60, limits=httpx.Limits(max_connections=RUSH)) as client,
+        httpx.AsyncClient(base_url=service.url, timeout=60) as looker,
+    ):
+        rush = [asyncio.create_task(ask(client, 600)) for _ in range(RUSH)]
+        waiting = 0.0
+        while not waiting:  # all places are taken
+            page = (await looker.get("/metrics")).text
+            waiting = figure(page, "vllm:num_requests_waiting")
+        unbegun = [figure(page, UNBEGUN.series, f'priority="{whose}"') for whose in ("interactive", "batch")]
+        for _ in range(8):
+            for path in ("/metrics", "/ready", "/health", "/v1/models"):
+                began = time.monotonic()
+                assert (await looker.get(path)).status_code == 200
+                took.append((time.monotonic() - began, path))
+            await asyncio.sleep(0.25)
+        num_waiting = sum(not stream.done() for stream in rush) - 8  # engine.max_num_seqs
+        for stream in rush:
+            stream.cancel()
+        await asyncio.gather(*rush, return_exceptions=True)
+    record_testsuite_property("the slowest page of a full replica", max(took))
+    assert max(took) < (1.0, ""), sorted(took)[-5:]
+    assert num_waiting > 8  # more than it takes, to the end
+    assert 0 < unbegun[0] <= 16
+    assert unbegun[1] == 0
+
+
+async def test_a_job_makes_room_for_those_who_wait(
+    service: Service, record_testsuite_property: Callable[[str, object], None]
+):
+    held: list[tuple[float, int]] = []
+    limits = httpx.Limits(max_connections=RUSH)
+    async with httpx.AsyncClient(base_url=service.url, timeout=120, limits=limits) as client:
+        job = await Job.begin(service.url, AdmissionRule.room, priority=100, row_tokens=200)
+        deadline = time.monotonic() + 30
+        while not job.outcomes or job.held < 4:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+        watching = asyncio.create_task(job.watch_held(held))
+        began, before, called_back = time.monotonic(), len(job.outcomes), job.engine.called_back
+        first_s = await asyncio.gather(*(ask(client, 200) for _ in range(RUSH)))
+        while len(job.outcomes) < before + 8:  # it goes on
+            assert time.monotonic() < deadline + 60
+            await asyncio.sleep(0.05)
+        watching.cancel()
+        outcomes = await job.finish()
+    waited = [(at - began, count) for at, count in held if at - began < max(first_s)]
+    stopped_s = next((at for at, count in waited if not count), math.inf)
+    found = {"stopped_s": stopped_s, "waited_s": max(first_s), "called back": job.engine.called_back - called_back}
+    record_testsuite_property("a rush beside a job", found)
+    assert stopped_s < 2.0 < max(first_s), found  # half a second, where a machine has time to look four times in one
+    assert {count for at, count in waited if at > stopped_s} == {0}, found
+    assert found["called back"] > 0
+    assert sorted(int(outcome.request_id) for outcome in outcomes) == list(range(job.sent))
+    assert {getattr(outcome, "completion_tokens", None) for outcome in outcomes} == {200}
 
 
 @pytest.mark.parametrize("num_examples", [6, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])

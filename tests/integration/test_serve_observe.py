@@ -237,14 +237,25 @@ def test_a_client_that_leaves_frees_the_engine_at_once(seen: Seen, change: dict)
         seen.until(lambda: seen.total("vllm:generation_tokens_total") > begun)
 
 
-def test_a_full_service_says_so_in_openai_s_shape_and_when_to_come_again(seen: Seen):
+def test_a_full_service_says_so_in_openai_s_shape_and_when_to_come_again_and_its_page_does_not_wait(seen: Seen):
     def ask(_: int) -> httpx.Response:
         return httpx.post(
             f"{seen.service.url}{TEXT}", json={**LONG, "max_tokens": 150}, headers=seen.client.headers, timeout=200
         )
 
+    took = []
     with ThreadPoolExecutor(60) as pool:
-        answers = list(pool.map(ask, range(60)))
+        asked = [pool.submit(ask, number) for number in range(60)]
+        seen.until(lambda: seen.num_running() == 16)  # all that both replicas take
+        for _ in range(6):
+            began = time.monotonic()
+            seen.text = seen.page()
+            took.append(time.monotonic() - began)
+            assert len(seen.replicas()) == 2
+        # some still wait in front of them
+        assert sum(not each.done() for each in asked) > 16
+        answers = [each.result() for each in asked]
+    assert max(took) < 1.0, took
     statuses = Counter(answer.status_code for answer in answers)
     assert set(statuses) == {200, 503}
     assert statuses[200] >= 4  # those that fit into the queue: the others came before a replica had taken any

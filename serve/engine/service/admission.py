@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, replace
 
 from conf.schema.service import AdmissionSpec
+from serve.engine.speed import Unbegun
 
 CUT = 0.5
 """What is left of the rows after a look that found tokens or the KV cache above their limits."""
@@ -37,6 +38,8 @@ class Observation:
     """Requests of this job."""
     deferrable: int = 0
     """Requests that nobody waits for, of whichever job."""
+    unbegun: Unbegun | None = None
+    """Requests in engines whose first token has not come, by whose turn it is; null where that is not known."""
     first_wait_s: float = 0.0
     """How long the interactive stream has waited that has waited longest for its first token."""
     step_s: float | None = None
@@ -44,8 +47,14 @@ class Observation:
 
     @property
     def others_waiting(self) -> int:
-        """Requests that wait in engines and that somebody waits for: those that can be no others."""
-        return max(0, self.waiting - max(self.own, self.deferrable))
+        """Requests that wait in engines and that somebody waits for: those that can be no others.
+
+        What waits in an engine has no first token, and neither has what the engine reads at the moment. So where that
+        is told by whose turn it is, at most as many are missed as rows are being read.
+        """
+        if self.unbegun is None:
+            return max(0, self.waiting - max(self.own, self.deferrable))
+        return min(self.unbegun.interactive, max(0, self.waiting - self.unbegun.batch))
 
     @property
     def ttft_s(self) -> float:

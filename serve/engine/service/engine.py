@@ -222,6 +222,8 @@ def _observation(page: Page, before: Page | None, own: int, is_deferrable: bool)
         interactive=interactive,
         own=own,
         deferrable=page.deferrable,
+        # without a priority ours are among those that somebody seems to wait for
+        unbegun=page.unbegun if is_deferrable else None,
         first_wait_s=page.first_wait_s,
         step_s=step_s(before, page),
     )

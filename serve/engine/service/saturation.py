@@ -7,12 +7,13 @@ import re
 from dataclasses import dataclass
 
 from conf import metrics
+from serve.engine.speed import Unbegun
 
 _SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (\S+)")
 _LABEL = re.compile(r'([a-zA-Z_]\w*)="((?:[^"\\]|\\.)*)"')
 _STEP = ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds")
 """The time from one token to the next, under its names in vLLM 0.10-0.32."""
-HELD, FIRST_WAIT = metrics.HELD.series, metrics.FIRST_WAIT.series
+HELD, FIRST_WAIT, UNBEGUN = metrics.HELD.series, metrics.FIRST_WAIT.series, metrics.UNBEGUN.series
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +33,8 @@ class Page:
     """Requests of interactive priority that the service holds; null where it does not say."""
     deferrable: int = 0
     """Requests of batch priority that it holds."""
+    unbegun: Unbegun | None = None
+    """Requests in engines whose first token has not come; null where the service does not say."""
     first_wait_s: float = 0.0
     """How long the interactive stream has waited that has waited longest for its first token."""
     step_s_sum: float = 0.0
@@ -55,8 +58,9 @@ def read_page(text: str, at_s: float) -> Page | None:
     kv_fraction, first_wait_s = 0.0, 0.0
     interactive: int | None = None
     deferrable = 0
+    unbegun: dict[str, int] = {}
     for line in text.splitlines():
-        if not line.startswith(("vllm:num_requests_", "vllm:kv_cache_usage_perc", HELD, FIRST_WAIT, *_STEP)):
+        if not line.startswith(("vllm:num_requests_", "vllm:kv_cache_usage_perc", HELD, FIRST_WAIT, UNBEGUN, *_STEP)):
             continue
         sample = _SAMPLE.match(line)
         if sample is None:
@@ -64,6 +68,9 @@ def read_page(text: str, at_s: float) -> Page | None:
         name, labels, value = sample[1], dict(_LABEL.findall(sample[2] or "")), _number(sample[3])
         if name == "vllm:kv_cache_usage_perc":
             kv_fraction = max(kv_fraction, value)
+        elif name == UNBEGUN:
+            priority = labels.get("priority", "")
+            unbegun[priority] = unbegun.get(priority, 0) + int(value)
         elif name == HELD and labels.get("priority") == "batch":
             deferrable += int(value)
         elif name in (HELD, FIRST_WAIT) and labels.get("priority") != "interactive":
@@ -87,6 +94,7 @@ def read_page(text: str, at_s: float) -> Page | None:
         kv_fraction=kv_fraction,
         interactive=interactive,
         deferrable=deferrable,
+        unbegun=Unbegun(unbegun.get("interactive", 0), unbegun.get("batch", 0)) if unbegun else None,
         first_wait_s=first_wait_s,
         step_s_sum=sums.get(f"{step}_sum", 0.0),
         step_count=sums.get(f"{step}_count", 0.0),

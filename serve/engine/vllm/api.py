@@ -20,10 +20,10 @@ from conf.schema.engine import Device, EngineSpec
 from conf.schema.model import ModelSpec
 from conf.schema.task import Task
 from serve.engine.errors import EngineDead
-from serve.engine.speed import Speed, Waiting
+from serve.engine.speed import Speed, Unbegun, Waiting
 from serve.engine.vllm.arguments import engine_arguments, set_environment
 from serve.engine.vllm.core_process import prepare_core_process
-from serve.engine.vllm.llm import on_outputs, start_llm
+from serve.engine.vllm.llm import keep_turns, on_outputs, start_llm
 from serve.engine.vllm.speed import measure_speed
 
 _log = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ class VllmApi:
         self._hang_timeout_s = hang_timeout_s
         self._moved_at = time.monotonic()
         on_outputs(llm, self._note_move)
+        keep_turns(llm)
 
     def _note_move(self) -> None:
         self._moved_at = time.monotonic()
@@ -60,6 +61,13 @@ class VllmApi:
             state.prompt_len for state in self._llm.output_processor.request_states.values() if state.is_prefilling
         ]
         return Waiting(len(lengths), sum(lengths))
+
+    def unbegun(self) -> Unbegun:
+        """Requests whose answer has not begun, those that the engine has begun to read included."""
+        states = self._llm.output_processor.request_states.values()
+        turns = [getattr(state, "turn", 0) for state in states if state.is_prefilling]
+        num_batch = sum(turn > 0 for turn in turns)
+        return Unbegun(len(turns) - num_batch, num_batch)
 
     async def measure(self, max_num_seqs: int) -> Speed:
         """Measures what the engine does, see `measure_speed`; to be called before it has requests.

@@ -34,3 +34,18 @@ def on_outputs(llm: Any, note: Callable[[], None]) -> None:
         return process(*args, **options)
 
     processor.process_outputs = noted
+
+
+def keep_turns(llm: Any) -> None:
+    """Has what vLLM keeps of each request in this process say its priority, as ``turn``; it sends that to the engine's
+    process and keeps it nowhere else.
+    """
+    processor = llm.output_processor
+    add = processor.add_request
+
+    def added(request: Any, *args: Any, **options: Any) -> None:
+        add(request, *args, **options)
+        if (state := processor.request_states.get(request.request_id)) is not None:
+            state.turn = request.priority
+
+    processor.add_request = added

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from conf.schema.service import AdmissionSpec
 from serve.engine.service.admission import Admission, Observation, admit, turned_away
+from serve.engine.speed import Unbegun
 
 SPEC = AdmissionSpec()
 POLL_S = SPEC.poll_s
@@ -62,6 +63,7 @@ def observations() -> st.SearchStrategy[Observation]:
         deferrable=counts,
         replicas=st.integers(1, 50),
         kv_fraction=st.floats(0, 1),
+        unbegun=st.none() | st.builds(Unbegun, counts, counts),
         first_wait_s=st.floats(0, 1e4),
         step_s=st.none() | st.floats(0, 100),
     )
@@ -152,6 +154,37 @@ def test_rows_of_other_jobs_that_wait_are_nobody_s_wait():
     look = seen(1.0, running=8, waiting=20, interactive=1, own=4, deferrable=24)
     assert not admit(Admission(window=4), look, SPEC, 1.0)[1].is_urgent
     assert admit(Admission(window=4), replace(look, deferrable=4), SPEC, 1.0)[1].is_urgent
+
+
+@pytest.mark.parametrize(
+    "unbegun, others",
+    [
+        (None, 0),  # eight rows could be those that wait
+        (Unbegun(interactive=3, batch=0), 3),
+        (Unbegun(interactive=1, batch=2), 1),
+        (Unbegun(interactive=0, batch=3), 0),
+        (Unbegun(interactive=2, batch=3), 0),  # being read, while rows wait
+        (Unbegun(interactive=1, batch=0), 1),  # two rows were preempted
+    ],
+)
+def test_an_interactive_request_that_waits_is_seen_behind_rows_where_it_is_told_apart(
+    unbegun: Unbegun | None, others: int
+):
+    look = seen(1.0, running=8, waiting=3, interactive=3, own=8, deferrable=8, unbegun=unbegun)
+    assert look.others_waiting == others
+    assert admit(Admission(window=8), look, SPEC, 1.0)[1].is_urgent == (others > 0)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from(["waits", "is read", "runs"])), max_size=30))
+def test_of_those_who_wait_as_many_are_missed_as_rows_are_read_and_none_is_made_up(requests: list[tuple[bool, str]]):
+    def count(is_interactive: bool, *states: str) -> int:
+        return sum(each == is_interactive and state in states for each, state in requests)
+
+    unbegun = Unbegun(count(True, "waits", "is read"), count(False, "waits", "is read"))
+    waiting = count(True, "waits") + count(False, "waits")
+    others = seen(waiting=waiting, unbegun=unbegun).others_waiting
+    assert count(True, "waits") - count(False, "is read") <= others <= count(True, "waits")
 
 
 @pytest.mark.parametrize(

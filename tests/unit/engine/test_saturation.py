@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 
-from serve.engine.service.saturation import read_page, step_s
+from serve.engine.service.saturation import UNBEGUN, read_page, step_s
+from serve.engine.speed import Unbegun
 from serve.middleware.scrape import page
 
 STEP = "vllm:inter_token_latency_seconds"
@@ -38,6 +39,17 @@ def test_a_page_of_all_replicas_is_added_up():
     assert step is not None
     assert abs(step - 0.3) < 1e-9
     assert step_s(found, found) is None
+
+
+def test_whose_requests_have_no_token_yet_is_added_up_where_it_is_told():
+    text = page([("a", replica(3, 1, 0.2, 2, [])), ("b", replica(4, 0, 0.7, 1, []))]).decode()
+    silent = read_page(text, 0.0)
+    lines = [(UNBEGUN, "interactive", "a", 2), (UNBEGUN, "batch", "a", 5), (UNBEGUN, "interactive", "b", 1)]
+    text += "".join(f'{name}{{priority="{whose}",replica="{at}"}} {value}.0\n' for name, whose, at, value in lines)
+    told = read_page(text, 0.0)
+    assert silent is not None
+    assert told is not None
+    assert (silent.unbegun, told.unbegun) == (None, Unbegun(interactive=3, batch=5))
 
 
 def test_an_engine_that_began_anew_has_no_step():

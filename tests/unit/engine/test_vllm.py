@@ -19,6 +19,8 @@ from conf.schema.task import Task
 from serve.engine.arguments import engine_argument_names
 from serve.engine.errors import EngineDead, RequestRejected
 from serve.engine.protocol import Completion, Pooled, Rejection, Request
+from serve.engine.speed import Unbegun
+from serve.engine.vllm.api import VllmApi
 from serve.engine.vllm.arguments import engine_arguments
 from serve.engine.vllm.grammar import check_schema, has_grammar
 from serve.engine.vllm.outcomes import cosine, outcome, rejected
@@ -206,3 +208,30 @@ async def test_half_a_pair_that_fails_ends_the_other_half(token: int, error: typ
     await asyncio.sleep(0)
     assert len(embedder.asked) == 2
     assert embedder.cancelled == [embedder.asked[0]]
+
+
+class Processor:
+    """Keeps requests as vLLM's output processor does: not their priority."""
+
+    def __init__(self) -> None:
+        self.request_states: dict[str, SimpleNamespace] = {}
+
+    def add_request(self, request: SimpleNamespace, prompt: str | None, queue: object = None) -> None:
+        if request.request_id not in self.request_states:
+            self.request_states[request.request_id] = SimpleNamespace(is_prefilling=True, prompt_len=3)
+
+    def process_outputs(self, *ended: str) -> None:
+        for name in ended:
+            self.request_states[name].is_prefilling = False
+
+
+def test_requests_without_a_token_are_counted_by_whose_turn_it_is() -> None:
+    processor = Processor()
+    api = VllmApi(SimpleNamespace(output_processor=processor), app=None, hang_timeout_s=1.0)
+    processor.request_states["before"] = SimpleNamespace(is_prefilling=True, prompt_len=3)
+    for number, priority in enumerate([0, 0, 100, 1, 100]):
+        processor.add_request(SimpleNamespace(request_id=str(number), priority=priority), "text", queue=None)
+    assert api.unbegun() == Unbegun(interactive=3, batch=3)
+    processor.process_outputs("0", "2")
+    assert api.unbegun() == Unbegun(interactive=2, batch=2)
+    assert api.waiting().requests == 4

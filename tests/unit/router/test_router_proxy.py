@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import ray.serve as rayserve
+from ray.serve._private import constants
 
 from conf.errors import UserError
 from conf.schema.cluster import ClusterSpec
 from conf.schema.serve import DeploymentSpec, ProxyForm, ServeJob
-from serve.router.proxy import MAX_SCRATCH_CHARS, buffer_bytes, decide_form, set_flags
+from serve.router.proxy import MAX_SCRATCH_CHARS, buffer_bytes, decide_form, own_app, set_flags
 
 SHORT, LONG = Path("/tmp/manta-12345678"), Path("/tmp/" + "x" * MAX_SCRATCH_CHARS)
 
@@ -70,3 +73,16 @@ def test_ray_knows_every_flag(tmp_path: Path):
     environment: dict[str, str] = {}
     set_flags(job(), 4096, tmp_path, environment)
     assert all(hasattr(constants, name) or hasattr(haproxy, name) for name in environment)
+
+
+@pytest.mark.parametrize(
+    "is_separate, instance, app",
+    [(False, SimpleNamespace(app="app"), "app"), (True, SimpleNamespace(app="app"), None), (False, None, None)],
+    ids=["one loop", "a thread of its own", "not initialized"],
+)
+def test_a_replica_s_own_app_is_called_where_it_is_in_the_loop_that_listens(
+    monkeypatch: pytest.MonkeyPatch, is_separate: bool, instance: object, app: str | None
+):
+    monkeypatch.setattr(constants, "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", is_separate)
+    monkeypatch.setattr(rayserve, "get_replica_context", lambda: SimpleNamespace(servable_object=instance))
+    assert own_app() == app

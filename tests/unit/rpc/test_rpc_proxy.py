@@ -72,7 +72,7 @@ async def served(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Ray, An
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(default_impl, "add_grpc_address", default_impl.add_grpc_address)
     monkeypatch.setattr(grpc_util, "DEFAULT_GRPC_SERVER_OPTIONS", list(grpc_util.DEFAULT_GRPC_SERVER_OPTIONS))
-    assert len(layers()) == 1
+    assert len(layers()) == 2
     options = gRPCOptions(port=1, grpc_servicer_functions=[CALLS_PATH], enable_reflection=False)
     ray = Ray()
     waiting, server = await grpc_util.start_grpc_server(ray, options, event_loop=asyncio.get_running_loop())

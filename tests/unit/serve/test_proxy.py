@@ -9,6 +9,7 @@ import pytest
 
 from serve.middleware.answer import ASGIApp, Receive, Scope, Send, refuse
 from serve.middleware.kept import KEPT_BYTES
+from serve.middleware.past import Past
 from serve.middleware.proxy import (
     AGAIN_HEADER,
     AGAIN_VARIABLE,
@@ -242,9 +243,10 @@ def test_ray_serve_gets_its_layers(monkeypatch: pytest.MonkeyPatch, is_again: bo
     monkeypatch.setenv(TIMEOUT_VARIABLE, "7.5")
     monkeypatch.setenv(AGAIN_VARIABLE, str(int(is_again)))
     monkeypatch.setenv(BODY_VARIABLE, "1234")
-    (layer,) = layers()
-    assert layer.cls is Proxy
-    assert {"timeout_s": 7.5, "is_again": is_again, "max_body_bytes": 1234}.items() <= layer.kwargs.items()
+    past, proxy = layers()
+    assert (past.cls, proxy.cls) == (Past, Proxy)
+    assert past.kwargs.keys() == {"ask"}  # this is no replica's process
+    assert {"timeout_s": 7.5, "is_again": is_again, "max_body_bytes": 1234}.items() <= proxy.kwargs.items()
 
 
 async def test_a_body_without_end_is_taken_in_no_further_than_it_is_read():

@@ -11,7 +11,7 @@ from conf.schema.engine import Device, EngineKind, EngineSpec
 from conf.schema.model import ModelSpec
 from conf.schema.serve import ServeJob
 from serve.autoscale.watch import Report
-from serve.engine.speed import Speed
+from serve.engine.speed import Speed, Unbegun
 from serve.middleware.scrape import page
 from serve.middleware.tally import Tally
 from serve.vitals import Vitals
@@ -49,6 +49,12 @@ def test_all_that_is_known_is_told():
     }
 
 
+def test_who_waits_for_a_first_token_is_told_by_whose_turn_it_is():
+    families = vitals().families(1, 0.0, NOT_KNOWN, None, Unbegun(interactive=2, batch=7))
+    (told,) = [family for family in families if family.name == metrics.UNBEGUN.name]
+    assert {sample.labels["priority"]: sample.value for sample in told.samples} == {"interactive": 2, "batch": 7}
+
+
 def test_what_is_not_known_is_not_there():
     job = ServeJob(model=ModelSpec(path="x", name="small"))
     assert values(Vitals(job, Device.cpu, 1).families(1, 0.0, NOT_KNOWN, None)) == {metrics.REPLICAS_TARGET.series: 1}
@@ -64,7 +70,8 @@ def test_tokens_that_were_expected_in_vain_do_not_make_a_counter_fall():
 
 
 def test_a_page_has_each_metric_of_a_service_with_the_labels_and_kind_that_are_defined():
-    families = [*Tally(["small"]).families(), *vitals().families(1, 1.0, Speed(1, 1), Report(prompt_tokens=1.0))]
+    told = vitals().families(1, 1.0, Speed(1, 1), Report(prompt_tokens=1.0), Unbegun(0, 0))
+    families = [*Tally(["small"]).families(), *told]
     text = page([("replica-1", families)]).decode()
     for metric in metrics.SERVE:
         kind = metric.kind.value
