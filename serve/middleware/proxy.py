@@ -24,6 +24,7 @@ from serve.middleware.kept import KeptBody, bounded
 from serve.middleware.past import Asker, Past
 from serve.middleware.routes import EXPOSED
 from serve.router.ingress import ROUTE
+from serve.router.listeners import take_bursts
 from serve.router.proxy import own_app
 from serve.size import read_size
 
@@ -92,7 +93,8 @@ def environment(
 
 
 def layers() -> list[Middleware]:
-    """Returns what Ray Serve puts around its proxy, the outermost last."""
+    """Returns what Ray Serve puts around its proxy, the outermost last. Called before the server of it starts."""
+    take_bursts()
     is_replica = _is_replica()
     past = {"own": own_app} if is_replica else {"ask": Asker(os.environ.get(NAME_VARIABLE, ""))}
     inner = [Middleware(Past, **past)]  # type: ignore[arg-type]

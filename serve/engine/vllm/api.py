@@ -145,7 +145,8 @@ async def start_api(
 
 def _freeze() -> None:
     """Has the garbage collector leave alone what is there now, as vLLM's own server does once it has started: a full
-    collection of all that torch, vLLM and Ray have loaded stops every stream for as long as it takes."""
+    collection of all that torch, vLLM and Ray have loaded stops every stream for as long as it takes.
+    """
     gc.collect()
     gc.freeze()
 

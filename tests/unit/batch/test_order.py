@@ -26,9 +26,7 @@ from pipelines.batch.unit import Unit
 NAME = "shared/data/mooncake_synthetic_trace.jsonl"
 TRACE = next((path / NAME for path in Path(__file__).parents if (path / NAME).exists()), None)
 """A public trace; it lies beside the repository where there is one."""
-ORDERING = Ordering(
-    by_prefix=True, longest_first=True, num_seqs=2, units=9, next_units=1, rows=1 << 30, spare_rows=0
-)
+ORDERING = Ordering(by_prefix=True, longest_first=True, num_seqs=2, units=9, next_units=1, rows=1 << 30, spare_rows=0)
 
 
 # the engine's cache
@@ -162,7 +160,11 @@ def test_one_of_several_replicas_holds_its_share_and_nothing_of_it_back() -> Non
     assert (share.units, share.next_units, share.rows, share.spare_rows) == (8, 0, 5000, 0)
     assert planned(40_000, 625, num_replicas=8, pool="1..8").next_units == 1  # else it never grows
     many = planned(40_000, 625, num_replicas=2)
-    assert (many.next_units, many.rows, many.spare_rows) == (1, 8750 - 512, 512)  # the window is less than its share: others follow
+    assert (many.next_units, many.rows, many.spare_rows) == (
+        1,
+        8750 - 512,
+        512,
+    )  # the window is less than its share: others follow
     few = planned(600, 32, num_replicas=2)
     assert few.units == planned(600, 32, num_replicas=2, order=Order.input).units  # what its slots need
 

@@ -14,9 +14,7 @@ from serve.engine.errors import EngineDead
 from serve.engine.in_flight import InFlight
 from serve.engine.protocol import Completion, EngineStats, Outcome, Request, Sample
 
-ORDERING = Ordering(
-    by_prefix=True, longest_first=True, num_seqs=2, units=9, next_units=1, rows=1 << 30, spare_rows=0
-)
+ORDERING = Ordering(by_prefix=True, longest_first=True, num_seqs=2, units=9, next_units=1, rows=1 << 30, spare_rows=0)
 
 
 class Gate:

@@ -16,9 +16,7 @@ from hypothesis import strategies as st
 from conf.schema.sampling import SamplingSpec
 from pipelines.batch.order import Ordering, Waiting, Window, tokens_as_bytes
 
-ORDERING = Ordering(
-    by_prefix=True, longest_first=True, num_seqs=2, units=9, next_units=1, rows=1 << 30, spare_rows=0
-)
+ORDERING = Ordering(by_prefix=True, longest_first=True, num_seqs=2, units=9, next_units=1, rows=1 << 30, spare_rows=0)
 QUICK = settings(deadline=None, max_examples=300, database=None, derandomize=True)
 
 
