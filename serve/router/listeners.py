@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any
 
@@ -24,7 +24,7 @@ def take_bursts() -> None:
         uvicorn.Server.startup = _widened(uvicorn.Server.startup)
 
 
-def _widened(startup: Callable[..., Awaitable[None]]) -> Callable[..., Coroutine[Any, Any, None]]:
+def _widened(startup: Callable[..., Awaitable[None]]) -> Any:
     @wraps(startup)
     async def widened(server: uvicorn.Server, sockets: list[socket.socket] | None = None) -> None:
         more = [one.dup() for one in sockets or () for _ in range(LISTENERS - 1)]
