@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
-import gc
 import os
 import sys
 import threading
@@ -38,6 +37,7 @@ from pipelines.batch.unit_run import UnitRun
 from pipelines.ledger.folder import Folder
 from pipelines.ledger.mark import read_mark
 from serve.engine.errors import EngineDead
+from serve.engine.heap import freeze_heap
 from serve.engine.protocol import Engine, Outcome
 from serve.engine.start import start_engine
 
@@ -123,9 +123,7 @@ class Infer:
             if not isinstance(error, JobEnds):
                 ray.get(monitor.failed_to_start.remote(_cause(error)))
             raise
-        # else the collector walks through all modules again and again: 38 us a row with torch's
-        gc.collect()
-        gc.freeze()
+        freeze_heap()
         self._report.ready_at = now()
         self._report.engine = self._engine.stats()
         self._turns = Turns(self._engine, Window(replica.ordering), self._answered)

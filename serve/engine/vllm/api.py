@@ -6,7 +6,6 @@ else imports them.
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from argparse import Namespace
@@ -20,6 +19,7 @@ from conf.schema.engine import Device, EngineSpec
 from conf.schema.model import ModelSpec
 from conf.schema.task import Task
 from serve.engine.errors import EngineDead
+from serve.engine.heap import freeze_heap
 from serve.engine.speed import Speed, Unbegun, Waiting
 from serve.engine.vllm.arguments import engine_arguments, set_environment
 from serve.engine.vllm.core_process import prepare_core_process
@@ -137,18 +137,10 @@ async def start_api(
         arguments["disable_log_stats"] = spec.vllm.get("disable_log_stats", False)  # metrics are made of them
         llm = await start_llm(arguments)
         app = await _build(llm, _namespace(model, arguments, options, llm), exposed)
-        _freeze()
+        freeze_heap()
     except Exception as error:
         raise EngineDead(f"vLLM did not start: {type(error).__name__}: {error}") from error
     return VllmApi(llm, app, spec.hang_timeout_s)
-
-
-def _freeze() -> None:
-    """Has the garbage collector leave alone what is there now, as vLLM's own server does once it has started: a full
-    collection of all that torch, vLLM and Ray have loaded stops every stream for as long as it takes.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def _namespace(model: ModelSpec, arguments: Mapping[str, Any], options: Mapping[str, Any], llm: Any) -> Namespace:
