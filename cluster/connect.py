@@ -138,9 +138,10 @@ def connect(spec: ClusterSpec, num_cpus: int, scratch: Path) -> Iterator[Connect
 def _start(spec: ClusterSpec, num_cpus: int, scratch: Path) -> Any:
     import ray
 
+    # Ray starts a worker for each CPU: one for each core of a machine that this process has a few of would be in its way
     return ray.init(
         address="local",
-        num_cpus=spec.num_cpus or max(os.cpu_count() or 1, num_cpus),
+        num_cpus=spec.num_cpus or max(len(os.sched_getaffinity(0)), num_cpus),
         object_store_memory=spec.object_store_bytes,
         include_dashboard=False,
         log_to_driver=False,

@@ -77,7 +77,7 @@ def start(spec: ClusterSpec, name: str, say: Callable[[str], None], environ: Map
         gcs_port=gcs_port,
         dashboard_port=dashboard_port,
         agent_port=agent_ports[0],
-        num_cpus=spec.num_cpus or max(MIN_CPUS, (os.cpu_count() or 1) // most),
+        num_cpus=spec.num_cpus or max(MIN_CPUS, len(os.sched_getaffinity(0)) // most),
         object_store_bytes=spec.object_store_bytes,
         scratch=scratch,
     )

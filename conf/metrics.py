@@ -109,6 +109,9 @@ WAITING_REQUESTS = _gauge(
 UNBEGUN = _gauge(
     "manta_engine_unbegun_requests", "Requests in vLLM whose first token has not come, by whose turn it is.", "priority"
 )
+TOKENS_PER_EVENT = _gauge(
+    "manta_engine_tokens_per_event", "Tokens in an event of a stream: above 1 the replica's process is busy.", "model"
+)
 WAITING_TOKENS = _gauge("manta_engine_waiting_tokens", "Tokens of their prompts.", "model")
 ARRIVED_TOKENS = _counter(
     "manta_engine_arrived_tokens", "Prompt tokens that came to the engine, expected where a request runs.", "model"
@@ -126,7 +129,7 @@ REPLICA_PRICE = _gauge(
 SERVE = (
     *(IN_FLIGHT, AGAIN, HELD, FIRST_WAIT, REQUESTS, REFUSED, DURATION, TTFT, TPOT),
     *(PROMPT_TOKENS, COMPLETION_TOKENS, CACHE_ANSWERS),
-    *(REPLICAS_TARGET, REPLICA_START, UNBEGUN, WAITING_REQUESTS, WAITING_TOKENS, ARRIVED_TOKENS),
+    *(REPLICAS_TARGET, REPLICA_START, UNBEGUN, TOKENS_PER_EVENT, WAITING_REQUESTS, WAITING_TOKENS, ARRIVED_TOKENS),
     *(PREFILL_SPEED, DECODE_SPEED, REPLICA_PRICE),
 )
 """Of `manta serve`."""

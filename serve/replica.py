@@ -115,8 +115,8 @@ class Replica(Calls):
         size = await asyncio.to_thread(read_size, app_name()) if self._job.engine.is_elastic else None
         target = self._job.engine.min_replicas if size is None else size.target
         load = None if self._load is None else self._report(self._load)
-        unbegun = None if self._api is None else self._api.unbegun()
-        vitals = self._vitals.families(target, self._start_s, self._speed, load, unbegun)
+        unbegun, tokens = (None, None) if self._api is None else (self._api.unbegun(), self._api.tokens_per_event)
+        vitals = self._vitals.families(target, self._start_s, self._speed, load, unbegun, tokens)
         return replica_name(), [*self._tally.families(), *vitals, *engine_families()]
 
     async def _gather(self) -> list[Named]:

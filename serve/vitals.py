@@ -24,7 +24,13 @@ class Vitals:
         self._most_arrived = 0.0
 
     def families(
-        self, target: int, start_s: float, speed: Speed, load: Report | None, unbegun: Unbegun | None = None
+        self,
+        target: int,
+        start_s: float,
+        speed: Speed,
+        load: Report | None,
+        unbegun: Unbegun | None = None,
+        tokens_per_event: int | None = None,
     ) -> list[Metric]:
         """Returns what is so now.
 
@@ -34,6 +40,7 @@ class Vitals:
             speed: as it was measured; zeros where it was not.
             load: what the autoscaler is told; null of a fleet of fixed size.
             unbegun: requests in the engine without a first token; null where it has no priorities.
+            tokens_per_event: of streams; null where it is fixed.
         """
         registry, model = CollectorRegistry(auto_describe=False), self._job.model.name
         price = self._job.cluster.price_per_hour
@@ -43,6 +50,7 @@ class Vitals:
             metrics.PREFILL_SPEED: speed.prefill_tokens_per_s or None,
             metrics.DECODE_SPEED: speed.decode_tokens_per_s or None,
             metrics.REPLICA_PRICE: None if price is None else price * self._devices,
+            metrics.TOKENS_PER_EVENT: tokens_per_event,
             metrics.WAITING_REQUESTS: None if load is None else load.waiting,
             metrics.WAITING_TOKENS: None if load is None else load.waiting_tokens,
         }

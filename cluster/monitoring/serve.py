@@ -107,6 +107,13 @@ _CHARTS = (
         is_stacked=True,
     ),
     Panel(
+        title="Tokens in an event of a stream",
+        says="More than one: a replica's process has no time left for what its engine makes.",
+        queries=(
+            Query(expr=f"max by (model) ({m.TOKENS_PER_EVENT.series})", legend="{{model}}", needs=foreign.NEEDS_ENGINE),
+        ),
+    ),
+    Panel(
         title="Longest wait for a first token",
         says="Of the streams that wait now.",
         queries=(Query(expr=f"max by (priority) ({m.FIRST_WAIT.series})", legend="{{priority}}"),),

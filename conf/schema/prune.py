@@ -38,6 +38,8 @@ class LayerImportance(Enum):
 
 
 STRUCTURED = (PruneMethod.depth, PruneMethod.width)
+CALIBRATED = (PruneMethod.wanda, PruneMethod.sparsegpt)
+"""Those that are llmcompressor's."""
 _SHARES = {PruneMethod.depth: ("layers",), PruneMethod.width: ("heads", "ffn", "hidden")}
 
 

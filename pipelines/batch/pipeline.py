@@ -39,7 +39,7 @@ takes all cores beside its Python. Beside a GPU, it must run ahead of the engine
 something else.
 """
 
-MAX_READERS, MAX_LOCAL_READERS = 8, min(2, max(1, (os.cpu_count() or 1) // 2))
+MAX_READERS, MAX_LOCAL_READERS = 8, min(2, max(1, len(os.sched_getaffinity(0)) // 2))
 """Tasks that read and tokenize at a time, on a cluster and on this machine."""
 
 

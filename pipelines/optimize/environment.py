@@ -12,6 +12,7 @@ from typing import Any
 from conf.errors import UserError
 from conf.schema.distill import DistillSpec
 from conf.schema.export import ExportFormat
+from conf.schema.prune import CALIBRATED, PruneSpec
 from conf.schema.step import StepKind, StepSpec
 
 FOLDER = "MANTA_OPTIMIZE_SITE"
@@ -39,7 +40,7 @@ def check_site(name: str, step: StepSpec) -> None:
     Raises:
         UserError: when they are not.
     """
-    if step.kind is StepKind.distill and isinstance(step.part, DistillSpec):
+    if isinstance(step.part, DistillSpec) or (isinstance(step.part, PruneSpec) and step.part.method not in CALIBRATED):
         return  # torch and transformers are enough
     if step.kind is StepKind.export and step.export.format is ExportFormat.gguf:
         if missing := [each for each in ("gguf", "xllamacpp") if find_spec(each) is None]:

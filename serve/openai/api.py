@@ -52,6 +52,11 @@ class EdgeApi:
         """Not known: the engine has no priorities."""
         return None
 
+    @property
+    def tokens_per_event(self) -> int | None:
+        """Not known: whatever has come since the last event."""
+        return None
+
     async def measure(self, max_num_seqs: int) -> Speed:
         """Measures what the engine does; to be called before it has requests.
 

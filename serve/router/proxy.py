@@ -118,7 +118,7 @@ def set_flags(job: ServeJob, max_model_len: int, scratch: Path, environment: Mut
         "HAPROXY_SERVER_STATE_BASE": scratch,
         "HAPROXY_SERVER_STATE_FILE": scratch / "state",
         "HAPROXY_METRICS_ENABLED": 0,  # the replicas count requests; here each would be parsed from a log once more
-        "HAPROXY_NBTHREAD": min(4, os.cpu_count() or 1),
+        "HAPROXY_NBTHREAD": min(4, len(os.sched_getaffinity(0))),
         # one that broke off before an answer's headers were whole, or found no engine, is asked once of another replica
         "HAPROXY_RETRY_ON": "conn-failure empty-response junk-response 500 502 503",
         "HAPROXY_RETRIES": 1,

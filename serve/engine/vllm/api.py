@@ -23,26 +23,46 @@ from serve.engine.heap import freeze_heap
 from serve.engine.speed import Speed, Unbegun, Waiting
 from serve.engine.vllm.arguments import engine_arguments, set_environment
 from serve.engine.vllm.core_process import prepare_core_process
+from serve.engine.vllm.interval import StreamInterval
 from serve.engine.vllm.llm import keep_turns, on_outputs, start_llm
 from serve.engine.vllm.speed import measure_speed
 
 _log = logging.getLogger(__name__)
+_IDLE = ("CORSMiddleware", "PrometheusInstrumentatorMiddleware")
+"""What vLLM puts around its routes and a replica has no use for."""
 
 
 class VllmApi:
     """A running engine, and the ASGI app that answers for it."""
 
-    def __init__(self, llm: Any, app: Any, hang_timeout_s: float) -> None:
-        """Args: vLLM's AsyncLLM, its FastAPI app, and how long an engine with requests may give no token."""
+    def __init__(self, llm: Any, app: Any, hang_timeout_s: float, is_thinned: bool) -> None:
+        """Args.
+
+        llm: vLLM's AsyncLLM.
+        app: its FastAPI app.
+        hang_timeout_s: how long an engine with requests may give no token.
+        is_thinned: whether a busy process sends several tokens in an event, see `StreamInterval`.
+        """
         self._llm = llm
         self.app = app
         self._hang_timeout_s = hang_timeout_s
         self._moved_at = time.monotonic()
+        self._interval = None
+        if is_thinned:
+            states = llm.output_processor.request_states
+            self._interval = StreamInterval(lambda: list(states.values()), time.monotonic)
         on_outputs(llm, self._note_move)
         keep_turns(llm)
 
     def _note_move(self) -> None:
         self._moved_at = time.monotonic()
+        if self._interval is not None:
+            self._interval.look()
+
+    @property
+    def tokens_per_event(self) -> int | None:
+        """Of streams now; null where it is fixed."""
+        return None if self._interval is None else self._interval.tokens
 
     @property
     def kv_tokens(self) -> int:
@@ -140,7 +160,8 @@ async def start_api(
         freeze_heap()
     except Exception as error:
         raise EngineDead(f"vLLM did not start: {type(error).__name__}: {error}") from error
-    return VllmApi(llm, app, spec.hang_timeout_s)
+    is_thinned = task is Task.generate and "stream_interval" not in spec.vllm
+    return VllmApi(llm, app, spec.hang_timeout_s, is_thinned)
 
 
 def _namespace(model: ModelSpec, arguments: Mapping[str, Any], options: Mapping[str, Any], llm: Any) -> Namespace:
@@ -166,6 +187,8 @@ async def _build(llm: Any, args: Namespace, exposed: Collection[str]) -> Any:
     init_app_state = _piece("init_app_state", "launchers.api_server.app_state", "openai.api_server")
     tasks = await llm.get_supported_tasks()
     app = build_app(args, tasks, llm.model_config)
+    # each would cost every event of a stream a call: no page of another origin is let in, and `Observe` counts requests
+    app.user_middleware = [one for one in app.user_middleware if getattr(one.cls, "__name__", "") not in _IDLE]
     await init_app_state(llm, app.state, args, tasks)
     # vLLM tells its own server to end when the engine is dead; here the health check does
     app.state.server = SimpleNamespace(should_exit=False)

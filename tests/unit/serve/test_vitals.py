@@ -36,13 +36,14 @@ def values(families: list[Any]) -> dict[str, float]:
 
 def test_all_that_is_known_is_told():
     load = Report(waiting=3, waiting_tokens=50, prompt_tokens=700.5)
-    found = values(vitals(tensor_parallel_size=2).families(5, 12.5, Speed(4000, 900), load))
+    found = values(vitals(tensor_parallel_size=2).families(5, 12.5, Speed(4000, 900), load, None, 2))
     assert found == {
         metrics.REPLICAS_TARGET.series: 5,
         metrics.REPLICA_START.series: 12.5,
         metrics.PREFILL_SPEED.series: 4000,
         metrics.DECODE_SPEED.series: 900,
         metrics.REPLICA_PRICE.series: 6.0,
+        metrics.TOKENS_PER_EVENT.series: 2,
         metrics.WAITING_REQUESTS.series: 3,
         metrics.WAITING_TOKENS.series: 50,
         metrics.ARRIVED_TOKENS.series: 700.5,
@@ -70,7 +71,7 @@ def test_tokens_that_were_expected_in_vain_do_not_make_a_counter_fall():
 
 
 def test_a_page_has_each_metric_of_a_service_with_the_labels_and_kind_that_are_defined():
-    told = vitals().families(1, 1.0, Speed(1, 1), Report(prompt_tokens=1.0), Unbegun(0, 0))
+    told = vitals().families(1, 1.0, Speed(1, 1), Report(prompt_tokens=1.0), Unbegun(0, 0), 1)
     families = [*Tally(["small"]).families(), *told]
     text = page([("replica-1", families)]).decode()
     for metric in metrics.SERVE:
