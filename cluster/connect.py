@@ -138,7 +138,7 @@ def connect(spec: ClusterSpec, num_cpus: int, scratch: Path) -> Iterator[Connect
 def _start(spec: ClusterSpec, num_cpus: int, scratch: Path) -> Any:
     import ray
 
-    # Ray starts a worker for each CPU: one for each core of a machine that this process has a few of would be in its way
+    # Ray starts a worker for each CPU: one for each core of a machine of which this process has a few is in its way
     return ray.init(
         address="local",
         num_cpus=spec.num_cpus or max(len(os.sched_getaffinity(0)), num_cpus),

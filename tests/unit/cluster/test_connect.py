@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.connect import _use, connect
+from cluster.connect import _start, _use, connect
 from cluster.known import KnownCluster
 from cluster.process import this_process
 from conf.errors import UserError
@@ -47,3 +47,14 @@ def test_what_is_not_there_is_told_before_ray_is_asked(
 ):
     with pytest.raises(UserError, match=says):
         connect(spec, 1, tmp_path).__enter__()
+
+
+@pytest.mark.parametrize(("own", "needed", "counted"), [(None, 1, 3), (None, 8, 8), (2, 8, 2)])
+def test_a_local_cluster_counts_the_cores_that_its_process_may_use(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own: int | None, needed: int, counted: int
+):
+    asked: dict[str, object] = {}
+    monkeypatch.setattr("ray.init", lambda **options: asked.update(options))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7})
+    _start(ClusterSpec(num_cpus=own), needed, tmp_path)
+    assert asked["num_cpus"] == counted

@@ -8,6 +8,9 @@ import pytest
 from conftest import ROOT
 
 from conf.cli import main
+from conf.errors import UserError
+from conf.schema.prune import PruneMethod, PruneSpec
+from conf.schema.step import StepKind, StepSpec
 from pipelines.optimize import check, environment
 
 
@@ -109,6 +112,17 @@ def test_libraries_that_are_not_installed_are_told_of(libraries: Path, capsys: p
     code, _, err = say(capsys, "model=demo")
     assert code == 2
     assert "run 'make optimize'" in err
+
+
+@pytest.mark.parametrize("method", PruneMethod)
+def test_only_what_calibrates_needs_the_libraries(method: PruneMethod, libraries: Path):
+    shutil.rmtree(libraries)
+    step = StepSpec(kind=StepKind.prune, prune=PruneSpec(method=method))
+    if method in (PruneMethod.wanda, PruneMethod.sparsegpt):
+        with pytest.raises(UserError, match="run 'make optimize'"):
+            environment.check_site("prune", step)
+    else:
+        environment.check_site("prune", step)
 
 
 def test_an_extra_that_is_not_installed_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
