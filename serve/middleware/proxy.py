@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from starlette.middleware import Middleware
 
@@ -227,26 +227,40 @@ class _Answer:
         elif self._is_stream and not self._is_ended:
             await self._send({"type": "http.response.body", "body": b"\n\n" + _LOST})
 
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.body":
-            self._is_ended = not message.get("more_body", False)
-            if self._start is not None:
-                start, self._start, self.is_begun = self._start, None, True
-                await self._send(start)
-        elif message["type"] == "http.response.start":
-            # Ray Serve adds the id to the one that the replica has said
-            headers = [pair for pair in message.get("headers", ()) if pair[0].lower() != REQUEST_ID]
-            message = {**message, "headers": [*headers, (REQUEST_ID, self._request_id)]}
-            self._is_stream = media_type(headers) == "text/event-stream"
-            # an answer of the service itself is never plain text where it is an error
-            if message["status"] >= 400 and media_type(headers) in ("text/plain", ""):
-                self._is_replaced = self.is_begun = True
-                await refuse_with(self._send, _said_by_ray(message["status"], message["headers"], self.is_ready))
-            else:
-                self._start = message
+    def send(self, message: Message) -> Awaitable[None]:
+        """Passes a message on. Nearly all are events of a stream, which cost no coroutine here."""
+        if message["type"] != "http.response.body":
+            return self._open(message)
+        self._is_ended = not message.get("more_body", False)
+        if self._start is not None:
+            return self._begin(message)
+        return _nothing() if self._is_replaced else self._send(message)
+
+    async def _begin(self, message: Message) -> None:
+        start, self._start, self.is_begun = self._start, None, True
+        assert start is not None
+        await self._send(start)
+        await self._send(message)
+
+    async def _open(self, message: Message) -> None:
+        if message["type"] != "http.response.start":
+            if not self._is_replaced:
+                await self._send(message)
             return
-        if not self._is_replaced:
-            await self._send(message)
+        # Ray Serve adds the id to the one that the replica has said
+        headers = [pair for pair in message.get("headers", ()) if pair[0].lower() != REQUEST_ID]
+        message = {**message, "headers": [*headers, (REQUEST_ID, self._request_id)]}
+        self._is_stream = media_type(headers) == "text/event-stream"
+        # an answer of the service itself is never plain text where it is an error
+        if message["status"] >= 400 and media_type(headers) in ("text/plain", ""):
+            self._is_replaced = self.is_begun = True
+            await refuse_with(self._send, _said_by_ray(message["status"], message["headers"], self.is_ready))
+        else:
+            self._start = message
+
+
+async def _nothing() -> None:
+    pass
 
 
 def _said_by_ray(status: int, headers: list[tuple[bytes, bytes]], is_ready: bool) -> Refused:
