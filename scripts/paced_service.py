@@ -26,9 +26,9 @@ from conf import entry
 from conf.schema.simulate import ReplicaSpec
 from pipelines.simulate.replica import IDLE, SimulatedReplica, capacity_of
 from serve.app import run
+from serve.deployment import build_replicas
 from serve.engine.speed import Speed, Waiting
 from serve.replica import Replica
-from serve.service import build_replicas
 
 DEFAULT_ANSWER_TOKENS = 16
 TPOT_S = 0.2

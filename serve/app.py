@@ -22,11 +22,12 @@ from conf.schema.task import Task
 from serve.batch_jobs import running_batches, set_own_key
 from serve.capacity import check_room
 from serve.cause import root_cause
+from serve.deployment import build_replicas
 from serve.detached import read_job, start_detached
 from serve.ensemble import Ensemble
 from serve.plan import ServicePlan, make_plan
 from serve.router.proxy import decide_form, set_flags
-from serve.service import Build, ServiceFailed, build_replicas
+from serve.service import Build, ServiceFailed
 from serve.state import Phase, Post, ServiceState, claimed, read_state, services_folder
 from serve.update import apply_update, hand_over, take_update
 

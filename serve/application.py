@@ -10,8 +10,8 @@ from typing import Any
 from conf import entry
 from conf.errors import UserError
 from serve.catalogue import publish
+from serve.deployment import build_replicas
 from serve.plan import ServicePlan, catalogue_of, make_plan
-from serve.service import build_replicas
 
 
 def build(args: dict[str, Any]) -> Any:

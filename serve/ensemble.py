@@ -10,8 +10,9 @@ from dataclasses import replace
 
 from serve.begin import begin
 from serve.catalogue import HEAR_S, publish
+from serve.deployment import build_replicas
 from serve.plan import ServicePlan, catalogue_of
-from serve.service import POLL_S, Build, Service, ServiceFailed, ServiceLost, build_replicas
+from serve.service import POLL_S, Build, Service, ServiceFailed, ServiceLost
 from serve.state import Replicas
 
 

@@ -24,13 +24,13 @@ from conf.schema.access import AccessSpec
 from conf.schema.cluster import ClusterSpec
 from conf.schema.router import RouterSpec
 from conf.schema.serve import DeploymentSpec, ProxyForm, ServeJob
+from serve.deployment import CLOSE_S
 from serve.middleware.deadline import Deadline
 from serve.middleware.leaving import Leaving
 from serve.middleware.progress import Progress
 from serve.middleware.proxy import environment
 from serve.router.ingress import behind_router
 from serve.router.proxy import decide_form, set_flags, watch_own
-from serve.service import CLOSE_S
 
 VERSION = "one"
 """Ray Serve would draw another at each change, and replace all replicas where it is told of fewer."""

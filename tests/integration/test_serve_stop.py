@@ -16,7 +16,7 @@ from conftest import ROOT
 from jobs import ENVIRONMENT
 from services import START_S, free_port
 
-from serve.service import CLOSE_S
+from serve.deployment import CLOSE_S
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
 DRAIN_S, END_S = 10.0, CLOSE_S + 7.0

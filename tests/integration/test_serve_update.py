@@ -23,7 +23,7 @@ from cluster.terminal import scratch_folder
 from conf import entry
 from serve.ensemble import Ensemble
 from serve.plan import ServicePlan, make_plan
-from serve.service import REPLICA
+from serve.router.past import REPLICA
 from serve.state import Outcome, Phase, Post, ServiceState, claimed
 from serve.update import Asked, apply_update
 

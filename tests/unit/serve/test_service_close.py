@@ -8,8 +8,9 @@ import pytest
 
 import serve.service
 from conf import entry
+from serve.deployment import CLOSE_S
 from serve.plan import make_plan
-from serve.service import CLOSE_S, LEAVE_S, POLL_S, Service
+from serve.service import LEAVE_S, POLL_S, Service
 
 DRAIN_S = 20.0
 
