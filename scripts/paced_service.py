@@ -63,6 +63,10 @@ class PacedApi:
     def unbegun(self) -> None:
         """It has no priorities."""
 
+    @property
+    def tokens_per_event(self) -> None:
+        """It has no stream interval."""
+
     async def measure(self, max_num_seqs: int) -> Speed:
         """What it was told that it does."""
         capacity = capacity_of(self._spec, TPOT_S, 1.0)

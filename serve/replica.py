@@ -30,6 +30,7 @@ from serve.middleware.mistake import shape_errors
 from serve.middleware.observe import Observe
 from serve.middleware.past import answer_of
 from serve.middleware.record import RequestLog
+from serve.middleware.room import Room
 from serve.middleware.routes import EXPOSED, Routes
 from serve.middleware.scrape import Scrape
 from serve.middleware.stack import Layer, wrapped
@@ -69,6 +70,8 @@ class Replica(Calls):
         self._began_s, self._start_s = time.monotonic(), 0.0
         self._speed = Speed(0.0, 0.0)
         self._running = Running()
+        self.room: Room | None = None
+        """For requests that do not wait in Ray Serve's queue; see `serve.router.proxy.own_app`."""
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Starts the engine and returns the app.
@@ -98,7 +101,14 @@ class Replica(Calls):
         leaving = Leaving(routes, job.deployment.drain_s)
         self._watch = watch_own(leaving.set_leaving)
         self.rpc_app = Observe(leaving, self._tally, log)
-        return self.rpc_app if app_name() == job.deployment.name else unprefixed(self.rpc_app)
+        if app_name() != job.deployment.name:
+            return unprefixed(self.rpc_app)
+        self.room = Room(
+            self.rpc_app,
+            job.deployment.max_ongoing_requests or job.engine.in_flight_rows,
+            job.deployment.max_queued_requests,
+        )
+        return self.rpc_app
 
     async def _start(self) -> Api:
         job = self._job

@@ -211,16 +211,19 @@ def watch_own(on_change: Callable[[bool], None]) -> object:
     return watch_replicas(context.deployment, look)
 
 
-def own_app() -> Any:
+def own_app(has_room: bool) -> Any:
     """Returns the app of the replica whose process this is, which Ray Serve calls for one that has a place; null where
     it cannot be called from the loop that listens.
 
     A request waits for a place in `Replica._start_request`, in ``_direct_ingress_asgi``, which is all that stands
     between a replica's HTTP server and this app. Only once the replica is initialized does Ray Serve say what it is.
+
+    Args:
+        has_room: whether requests are to wait for a place, which a replica of ours has a `Room` for.
     """
     import ray.serve as rayserve
     from ray.serve._private.constants import RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD
 
     if RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD:  # somebody's own choice: it is then in another thread's loop
         return None
-    return getattr(rayserve.get_replica_context().servable_object, "app", None)
+    return getattr(rayserve.get_replica_context().servable_object, "room" if has_room else "app", None)

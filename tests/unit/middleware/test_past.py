@@ -46,8 +46,25 @@ REQUESTS = [
 
 @pytest.mark.parametrize("method, path, is_past", REQUESTS)
 async def test_what_needs_no_engine_goes_to_a_replica_s_own_app(method: str, path: str, is_past: bool):
-    app = Past(App("queue"), own=lambda: App("own"))
+    app = Past(App("queue"), own=lambda has_room: None if has_room else App("own"))
     assert await ask(app, path, method) == ("own" if is_past else "queue")
+
+
+@pytest.mark.parametrize(
+    "method, path, way",
+    [
+        ("POST", "/v1/completions", "room"),
+        ("POST", "/tokenize", "room"),
+        ("GET", "/metrics", "own"),
+        ("POST", "/v1/files", "queue"),
+        ("POST", "/v1/batches", "queue"),
+        ("POST", "/internal/route", "queue"),
+        ("PUT", "/v1/completions", "queue"),
+    ],
+)
+async def test_what_needs_an_engine_waits_in_a_replica_s_own_room(method: str, path: str, way: str):
+    app = Past(App("queue"), own=lambda has_room: App("room" if has_room else "own"))
+    assert await ask(app, path, method) == way
 
 
 @pytest.mark.parametrize("method, path, is_past", REQUESTS)
@@ -70,5 +87,5 @@ async def test_where_nobody_can_be_asked_a_request_waits_as_others_do():
     async def lifespan(scope: Scope, receive: Receive, send: Send) -> None:
         seen.append(scope["type"])
 
-    await Past(lifespan, own=lambda: App("own"))({"type": "lifespan"}, nobody, nobody)  # type: ignore[arg-type]
+    await Past(lifespan, own=lambda _: App("own"))({"type": "lifespan"}, nobody, nobody)  # type: ignore[arg-type]
     assert seen == ["lifespan"]

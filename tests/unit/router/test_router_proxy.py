@@ -76,13 +76,18 @@ def test_ray_knows_every_flag(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "is_separate, instance, app",
-    [(False, SimpleNamespace(app="app"), "app"), (True, SimpleNamespace(app="app"), None), (False, None, None)],
-    ids=["one loop", "a thread of its own", "not initialized"],
+    "is_separate, instance, app, room",
+    [
+        (False, SimpleNamespace(app="app", room="room"), "app", "room"),
+        (True, SimpleNamespace(app="app", room="room"), None, None),
+        (False, SimpleNamespace(app="app"), "app", None),
+        (False, None, None, None),
+    ],
+    ids=["one loop", "a thread of its own", "another deployment", "not initialized"],
 )
 def test_a_replica_s_own_app_is_called_where_it_is_in_the_loop_that_listens(
-    monkeypatch: pytest.MonkeyPatch, is_separate: bool, instance: object, app: str | None
+    monkeypatch: pytest.MonkeyPatch, is_separate: bool, instance: object, app: str | None, room: str | None
 ):
     monkeypatch.setattr(constants, "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", is_separate)
     monkeypatch.setattr(rayserve, "get_replica_context", lambda: SimpleNamespace(servable_object=instance))
-    assert own_app() == app
+    assert (own_app(has_room=False), own_app(has_room=True)) == (app, room)
