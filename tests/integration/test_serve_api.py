@@ -389,7 +389,7 @@ async def test_a_job_makes_room_for_those_who_wait(
     found = {"stopped_s": stopped_s, "waited_s": max(first_s), "called back": job.engine.called_back - called_back}
     record_testsuite_property("a rush beside a job", found)
     # half a second where a machine has time to look four times in one; as long as they wait where it does not see them
-    assert stopped_s < max(first_s) / 3, found
+    assert stopped_s < max(first_s) / 2, found
     assert max(first_s) > 2.0, found
     assert {count for at, count in waited if at > stopped_s} == {0}, found
     assert found["called back"] > 0
