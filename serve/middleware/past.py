@@ -1,5 +1,5 @@
 """Past Ray Serve's queue: what needs no engine, since who asks how full a replica is was told once it no longer was;
-and in a replica that has a queue of its own what needs one, since all that Ray Serve does beside costs half a ms.
+and in a replica that has a queue of its own what needs one, since what Ray Serve does beside costs a millisecond.
 """
 
 from __future__ import annotations
