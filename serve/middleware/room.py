@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 from serve.middleware.answer import ASGIApp, Receive, Refused, Scope, Send, refuse_with
 
@@ -36,6 +37,7 @@ class Room:
         else:
             await self._places.acquire()  # at once
         try:
-            await self._app(scope, receive, send)
+            with suppress(Exception):  # `Observe` has noted it, and `Proxy` ends an answer that has begun
+                await self._app(scope, receive, send)
         finally:
             self._places.release()

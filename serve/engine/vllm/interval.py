@@ -42,7 +42,8 @@ class StreamInterval:
     ) -> None:
         """Args: vLLM's records of the requests that run, seconds, and seconds of CPU of the thread that calls."""
         self._states, self._now, self._used = states, now, used
-        self._looked_at, self._used_s = now(), 0.0
+        self._looked_at = now()
+        self._used_s: float | None = None
         self._are_plain = True
         self.tokens = 1
 
@@ -52,9 +53,11 @@ class StreamInterval:
         passed_s = now - self._looked_at
         if passed_s < LOOK_S:
             return
-        used_s = self._used()
-        self.tokens = decide(self.tokens, (used_s - self._used_s) / passed_s)
+        used_s, before_s = self._used(), self._used_s
         self._looked_at, self._used_s = now, used_s
+        if before_s is None:  # the thread has had other things to do before
+            return
+        self.tokens = decide(self.tokens, (used_s - before_s) / passed_s)
         if self.tokens > 1 or not self._are_plain:
             thinned = [self._set(state) for state in self._states()]
             self._are_plain = self.tokens == 1 and not any(thinned)

@@ -46,6 +46,8 @@ class Stage:
     def __post_init__(self) -> None:
         states = self.processor.request_states
         self.interval = StreamInterval(lambda: list(states.values()), lambda: self.now, lambda: self.used)
+        self.now, self.used = LOOK_S, 100.0  # what the thread took before it had requests
+        self.interval.look()
 
     def ask(self, name: str, **options: Any) -> None:
         sampling = SamplingParams(max_tokens=200, **{"output_kind": RequestOutputKind.DELTA, **options})
@@ -132,7 +134,10 @@ def test_who_asked_for_an_interval_keeps_it_and_who_wants_the_whole_answer_gets_
 def test_it_looks_now_and_then() -> None:
     stage = Stage()
     stage.ask("a")
-    stage.used = 10.0
-    stage.now = LOOK_S / 2
+    stage.used += 10.0
+    stage.now += LOOK_S / 2
     stage.interval.look()
     assert stage.interval.tokens == 1
+    stage.now += LOOK_S / 2
+    stage.interval.look()
+    assert stage.interval.tokens == 2
