@@ -117,7 +117,8 @@ def test_libraries_that_are_not_installed_are_told_of(libraries: Path, capsys: p
 @pytest.mark.parametrize("method", PruneMethod)
 def test_only_what_calibrates_needs_the_libraries(method: PruneMethod, libraries: Path):
     shutil.rmtree(libraries)
-    step = StepSpec(kind=StepKind.prune, prune=PruneSpec(method=method))
+    shares = {PruneMethod.depth: {"layers": 0.5}, PruneMethod.width: {"ffn": 0.5}}
+    step = StepSpec(kind=StepKind.prune, prune=PruneSpec(method=method, **shares.get(method, {})))
     if method in (PruneMethod.wanda, PruneMethod.sparsegpt):
         with pytest.raises(UserError, match="run 'make optimize'"):
             environment.check_site("prune", step)
