@@ -80,7 +80,7 @@ class ServicePlan:
     @property
     def max_ongoing_requests(self) -> int:
         """Requests that one replica holds at a time."""
-        return self.job.deployment.max_ongoing_requests or self.job.engine.in_flight_rows
+        return self.job.max_ongoing_requests
 
     @property
     def url(self) -> str:

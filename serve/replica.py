@@ -103,11 +103,7 @@ class Replica(Calls):
         self.rpc_app = Observe(leaving, self._tally, log)
         if app_name() != job.deployment.name:
             return unprefixed(self.rpc_app)
-        self.room = Room(
-            self.rpc_app,
-            job.deployment.max_ongoing_requests or job.engine.in_flight_rows,
-            job.deployment.max_queued_requests,
-        )
+        self.room = Room(self.rpc_app, job.max_ongoing_requests, job.deployment.max_queued_requests)
         return self.rpc_app
 
     async def _start(self) -> Api:

@@ -140,6 +140,11 @@ class ServeJob:
     batches: BatchesSpec = field(default_factory=BatchesSpec)
     router: RouterSpec = field(default_factory=RouterSpec)
 
+    @property
+    def max_ongoing_requests(self) -> int:
+        """Requests that one replica holds at a time."""
+        return self.deployment.max_ongoing_requests or self.engine.in_flight_rows
+
     def of(self, key: str) -> ServeJob:
         """Returns the job as it were with one of `deployment.models` alone."""
         spec = self.deployment.models[key]

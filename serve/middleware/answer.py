@@ -30,6 +30,10 @@ class Refused(Exception):
         self.status, self.message, self.kind, self.code, self.headers = status, message, kind, code, headers
 
 
+async def nothing() -> None:
+    """What a ``send`` that is a plain function returns where it passes nothing on."""
+
+
 async def refuse(
     send: Send,
     status: int,

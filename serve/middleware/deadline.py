@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Awaitable
 
-from serve.middleware.answer import ASGIApp, Message, Receive, Refused, Scope, Send, error_event, refuse_with
+from serve.middleware.answer import ASGIApp, Message, Receive, Refused, Scope, Send, error_event, nothing, refuse_with
 from serve.middleware.header import Headers, media_type
 from serve.middleware.leaving import OVER
 
@@ -88,10 +88,6 @@ def asked_timeout_s(headers: Headers) -> float | None:
     return seconds
 
 
-async def _nothing() -> None:
-    pass
-
-
 async def _ended(task: asyncio.Task[None]) -> None:
     """Waits until a task has ended, cancelled where it does not end by itself."""
     if not task.done():
@@ -140,7 +136,7 @@ class _Line:
     def send(self, message: Message) -> Awaitable[None]:
         """The app's ``send``."""
         if self._is_cut.is_set():
-            return _nothing()
+            return nothing()
         if message["type"] == "http.response.start":
             self._is_begun = True
             self._is_stream = media_type(message.get("headers", ())) == "text/event-stream"

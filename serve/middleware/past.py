@@ -41,8 +41,11 @@ class Past:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
-        needs_engine = scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in EXPOSED
-        if not needs_engine and (scope["type"] != "http" or not _needs_no_engine(scope)):
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        needs_engine = scope["method"] == "POST" and scope["path"] in EXPOSED
+        if not (needs_engine or _needs_no_engine(scope)):
             await self.app(scope, receive, send)
         elif (own := self._own(needs_engine)) is not None:
             await own(scope, receive, send)

@@ -15,13 +15,25 @@ from starlette.middleware import Middleware
 
 from conf.schema.serve import ProxyForm
 from serve.catalogue import Follower
-from serve.middleware.answer import ASGIApp, Message, Receive, Refused, Scope, Send, answer, error_event, refuse_with
+from serve.middleware.answer import (
+    ASGIApp,
+    Message,
+    Receive,
+    Refused,
+    Scope,
+    Send,
+    answer,
+    error_event,
+    nothing,
+    refuse_with,
+)
 from serve.middleware.deadline import TIMEOUT, asked_timeout_s
 from serve.middleware.dispatch import Dispatch
 from serve.middleware.header import media_type
 from serve.middleware.identity import REQUEST_ID, identify
 from serve.middleware.kept import KeptBody, bounded
 from serve.middleware.past import Asker, Past
+from serve.middleware.room import FULL
 from serve.middleware.routes import EXPOSED
 from serve.router.ingress import ROUTE
 from serve.router.listeners import take_bursts
@@ -60,7 +72,7 @@ _SAID = {
     408: ("The request was not answered in time.", "timeout_error", "deadline_exceeded"),
     429: ("The service has no room for more requests now.", "rate_limit_error", "overloaded"),
     500: ("The request failed.", "server_error", "internal_error"),
-    503: ("The service has no room for more requests now.", "service_unavailable", "overloaded"),
+    503: (FULL.message, FULL.kind, FULL.code),
 }
 
 
@@ -234,7 +246,7 @@ class _Answer:
         self._is_ended = not message.get("more_body", False)
         if self._start is not None:
             return self._begin(message)
-        return _nothing() if self._is_replaced else self._send(message)
+        return nothing() if self._is_replaced else self._send(message)
 
     async def _begin(self, message: Message) -> None:
         start, self._start, self.is_begun = self._start, None, True
@@ -257,10 +269,6 @@ class _Answer:
             await refuse_with(self._send, _said_by_ray(message["status"], message["headers"], self.is_ready))
         else:
             self._start = message
-
-
-async def _nothing() -> None:
-    pass
 
 
 def _said_by_ray(status: int, headers: list[tuple[bytes, bytes]], is_ready: bool) -> Refused:

@@ -25,17 +25,14 @@ class Room:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        if self._places.locked():
-            if self._num_waiting >= self._max_waiting:
-                await refuse_with(send, FULL)
-                return
-            self._num_waiting += 1
-            try:
-                await self._places.acquire()
-            finally:
-                self._num_waiting -= 1
-        else:
-            await self._places.acquire()  # at once
+        if self._places.locked() and self._num_waiting >= self._max_waiting:
+            await refuse_with(send, FULL)
+            return
+        self._num_waiting += 1
+        try:
+            await self._places.acquire()  # at once where there is a place
+        finally:
+            self._num_waiting -= 1
         try:
             with suppress(Exception):  # `Observe` has noted it, and `Proxy` ends an answer that has begun
                 await self._app(scope, receive, send)

@@ -49,8 +49,7 @@ class VllmApi:
         self._moved_at = time.monotonic()
         self._interval = None
         if is_thinned:
-            states = llm.output_processor.request_states
-            self._interval = StreamInterval(lambda: list(states.values()), time.monotonic)
+            self._interval = StreamInterval(llm.output_processor.request_states)
         on_outputs(llm, self._note_move)
         keep_turns(llm)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 BUSY, IDLE = 0.8, 0.35
@@ -38,7 +38,10 @@ class StreamInterval:
     """
 
     def __init__(
-        self, states: Callable[[], list[Any]], now: Callable[[], float], used: Callable[[], float] = time.thread_time
+        self,
+        states: Mapping[str, Any],
+        now: Callable[[], float] = time.monotonic,
+        used: Callable[[], float] = time.thread_time,
     ) -> None:
         """Args: vLLM's records of the requests that run, seconds, and seconds of CPU of the thread that calls."""
         self._states, self._now, self._used = states, now, used
@@ -59,7 +62,7 @@ class StreamInterval:
             return
         self.tokens = decide(self.tokens, (used_s - before_s) / passed_s)
         if self.tokens > 1 or not self._are_plain:
-            thinned = [self._set(state) for state in self._states()]
+            thinned = [self._set(state) for state in self._states.values()]
             self._are_plain = self.tokens == 1 and not any(thinned)
 
     def _set(self, state: Any) -> bool:

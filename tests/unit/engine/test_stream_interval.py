@@ -45,7 +45,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         states = self.processor.request_states
-        self.interval = StreamInterval(lambda: list(states.values()), lambda: self.now, lambda: self.used)
+        self.interval = StreamInterval(states, lambda: self.now, lambda: self.used)
         self.now, self.used = LOOK_S, 100.0  # what the thread took before it had requests
         self.interval.look()
 
