@@ -5,7 +5,6 @@ It serves until SIGTERM. What makes a mode of Ray Serve is in the environment, s
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
@@ -101,13 +100,6 @@ def serve(task: AppTask) -> None:
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    hook: dict[str, Any] = {}
-    # the parents are imported, and vllm's own package takes seconds: only where there is something to mend
-    if task.app == "ray_serve_llm" and importlib.util.find_spec("vllm.entrypoints.launchers") is None:
-        import bench_vllm_names
-
-        bench_vllm_names.install()
-        hook = {"worker_process_setup_hook": "bench_vllm_names.install"}
     import ray
     import ray.serve as rayserve
 
@@ -117,7 +109,6 @@ def serve(task: AppTask) -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        runtime_env=hook,
         _temp_dir=task.scratch,
     )
     rayserve.start(http_options={"host": "127.0.0.1", "port": task.port})

@@ -8,9 +8,10 @@ r"""Compares servers of one model under one load: manta serve, bare vLLM, ray.se
 A load is closed:CLIENTS or open:REQUESTS_PER_S (Poisson), with :stream where answers are streamed. Every contender gets
 the same prompts in the same order, the same engine arguments (--engine adds to them) and answers of one length, in
 processes of its own; a server that starts once does all loads, and runs are interleaved (a b c a b c ...), because the
-speed of shared machines drifts. No prompt is sent twice to a server, so that a response cache answers none. A load in
-which one request fails, or has another number of tokens, is a failure and has no figures. Figures are medians with
-their spread.
+speed of shared machines drifts. --together starts each once and has all up at the same time, idle while another is
+asked: more turns in less time, for machines with cores to spare. No prompt is sent twice to a server, so that a
+response cache answers none. A load in which one request fails, or has another number of tokens, is a failure and has
+no figures. Figures are medians with their spread.
 
 --append adds to what --out holds: a comparison that takes longer than one command may.
 """
@@ -26,7 +27,9 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +59,9 @@ def engine_of(args: argparse.Namespace) -> dict[str, Any]:
     """Returns vLLM's engine arguments, for all."""
     is_dummy = args.model not in bench_models.SHIPPED
     longest = (args.input_tokens if is_dummy else TICKET_TOKENS) + args.output_tokens
-    needed = {"max_model_len": max(2048, math.ceil(longest / 256) * 256)}
+    needed: dict[str, Any] = {"max_model_len": max(2048, math.ceil(longest / 256) * 256)}
+    if args.together and args.device == "cuda":
+        needed["gpu_memory_utilization"] = round(0.9 / len(contenders(args)), 2)
     return ENGINE[args.device] | needed | ({"load_format": "dummy"} if is_dummy else {}) | args.engine
 
 
@@ -89,27 +94,55 @@ def run_generator(generator: str, task: LoadTask, model: str, folder: Path, time
     return json.loads(next(line for line in output.splitlines() if line.startswith("RESULT ")).removeprefix("RESULT "))
 
 
-def measure(server: Server, model: str, prompts: Sequence[str], args: argparse.Namespace, folder: Path) -> Any:
-    """Yields the measurement of each load on a server, or the error that it ended with; warms the server up before."""
-    waiting = iter(prompts)
+class Asker:
+    """Puts loads on one server, no prompt twice."""
 
-    def task(load: Load, count: int) -> LoadTask:
-        own = [next(waiting) for _ in range(count)]
-        common = {"url": server.url, "model": NAME, "key": KEY, "output_tokens": args.output_tokens}
+    def __init__(self, server: Server, model: str, prompts: Sequence[str], args: argparse.Namespace, folder: Path):
+        """Args: a server that answers, the folder of its model, prompts for all loads, and a folder of its own."""
+        self._server, self._model, self._args, self._folder = server, model, args, folder
+        self._waiting = iter(prompts)
+
+    def warm_up(self) -> None:
+        """Sends requests that are not measured, streamed and whole."""
+        for is_stream in (True, False):
+            load = Load(kind="closed", amount=32, is_stream=is_stream)
+            task = self._task(load, self._args.warm_up)
+            run_generator("ours", task, self._model, self._folder, self._args.timeout_s)
+
+    def measure(self) -> Iterator[dict[str, Any]]:
+        """Yields the measurement of each load, or the error that it ended with."""
+        for generator, load in plan_of(self._args):
+            asked, before = self._task(load, self._args.requests), self._server.cpu_s()
+            what = {"load": load.name, "generator": generator, "start_s": self._server.start_s}
+            try:
+                result = run_generator(generator, asked, self._model, self._folder, self._args.timeout_s)
+            except RuntimeError as error:
+                yield {**what, "error": str(error)}
+            else:
+                yield with_shares({**what, **result, "server_cpu_s": spent(before, self._server.cpu_s())})
+
+    def _task(self, load: Load, count: int) -> LoadTask:
+        own = [next(self._waiting) for _ in range(count)]
+        args = self._args
+        common = {"url": self._server.url, "model": NAME, "key": KEY, "output_tokens": args.output_tokens}
         return LoadTask(**common, prompts=own, load=load.name, request_timeout_s=args.request_timeout_s)
 
-    for is_stream in (True, False):
-        warm_up = Load(kind="closed", amount=32, is_stream=is_stream)
-        run_generator("ours", task(warm_up, args.warm_up), model, folder, args.timeout_s)
-    for generator, load in plan_of(args):
-        asked, before = task(load, args.requests), server.cpu_s()
-        what = {"load": load.name, "generator": generator, "start_s": server.start_s}
-        try:
-            result = run_generator(generator, asked, model, folder, args.timeout_s)
-        except RuntimeError as error:
-            yield {**what, "error": str(error)}
-        else:
-            yield with_shares({**what, **result, "server_cpu_s": spent(before, server.cpu_s())})
+
+@contextmanager
+def asking(
+    contender: Contender, model: str, prompts: Sequence[str], args: argparse.Namespace, folder: Path
+) -> Iterator[Asker]:
+    """Starts a server and warms it up; ends it.
+
+    Raises:
+        RuntimeError: when it does not answer, with the end of what it said.
+    """
+    folder.mkdir()
+    with serving(contender, model, args.device, engine_of(args), folder, args.start_timeout_s, args.profile) as server:
+        print(f"{contender.name}: up after {server.start_s:.1f} s", file=sys.stderr, flush=True)
+        asker = Asker(server, model, prompts, args, folder)
+        asker.warm_up()
+        yield asker
 
 
 def run_all(args: argparse.Namespace, report: dict[str, Any], folder: Path) -> None:
@@ -118,28 +151,32 @@ def run_all(args: argparse.Namespace, report: dict[str, Any], folder: Path) -> N
     if not model:
         model = str(folder / "model")
         bench_models.make_model(bench_models.model_config(args.model), Path(model))
-    prompts = make_prompts(args, 2 * args.warm_up + len(plan_of(args)) * args.requests)
+    rounds = args.runs if args.together else 1
+    prompts = make_prompts(args, 2 * args.warm_up + rounds * len(plan_of(args)) * args.requests)
     first_run = 1 + max((run["run"] for run in report["runs"]), default=0)
-    for run in range(first_run, first_run + args.runs):
-        for number, contender in enumerate(found):
+    for first in range(first_run, first_run + args.runs, args.runs if args.together else 1):
+        groups = [found] if args.together else [[contender] for contender in found]
+        for number, group in enumerate(groups):
             if args.device == "cuda":
                 wait_for_gpus()
-            own = folder / f"{run}-{number}"  # HAProxy's sockets lie below it, their paths may have 97 characters
-            own.mkdir()
-            where = f"run {run} {contender.name}"
-            try:
-                settings = (args.device, engine_of(args), own, args.start_timeout_s, args.profile)
-                with serving(contender, model, *settings) as server:
-                    print(f"{where}: up after {server.start_s:.1f} s", file=sys.stderr, flush=True)
-                    for result in measure(server, model, prompts, args, own):
-                        note(report, args, contender, run, result)
-            except RuntimeError as error:
-                note(report, args, contender, run, {"load": "start", "generator": "none", "error": str(error)})
+            with ExitStack() as stack:
+                up: dict[str, Asker] = {}
+                for place, contender in enumerate(group):
+                    # HAProxy's sockets lie below this folder, their paths may have 97 characters
+                    start = asking(contender, model, prompts, args, folder / f"{first}-{number}-{place}")
+                    try:
+                        up[contender.name] = stack.enter_context(start)
+                    except RuntimeError as error:
+                        failure = {"load": "start", "generator": "none", "error": str(error)}
+                        note(report, args, contender.name, first, failure)
+                for run, (name, asker) in product(range(first, first + rounds), up.items()):
+                    for result in asker.measure():
+                        note(report, args, name, run, result)
 
 
-def note(report: dict[str, Any], args: argparse.Namespace, who: Contender, run: int, result: dict[str, Any]) -> None:
+def note(report: dict[str, Any], args: argparse.Namespace, name: str, run: int, result: dict[str, Any]) -> None:
     """Puts a measurement or a failure into the report, says it, and writes the file."""
-    result = {"contender": who.name, "run": run, **result}
+    result = {"contender": name, "run": run, **result}
     report["failures" if "error" in result else "runs"].append(result)
     summary = report["summary"] = by_load(report["runs"])
     report["ratios"] = {load: ratios(part, args.contenders[0]) for load, part in summary.items()}
@@ -155,7 +192,7 @@ def new_report(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: when that one is about something else.
     """
-    names = ("model", "device", "input_tokens", "output_tokens", "requests", "warm_up")
+    names = ("model", "device", "input_tokens", "output_tokens", "requests", "warm_up", "together")
     settings = {name: getattr(args, name) for name in names} | {"engine": engine_of(args)}
     command = shlex.join(["python", "scripts/bench_serve.py", *sys.argv[1:]])
     about = {"settings": settings, "machine": machine()}
@@ -177,7 +214,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--variant", action="append", type=variant, default=[], metavar="NAME=WORDS", help="manta with further words")
     add("--loads", nargs="+", type=Load.parse, default=[Load.parse("closed:32:stream"), Load.parse("closed:32")])
     add("--generators", nargs="+", choices=list(GENERATORS), default=["ours"], help="vllm: vllm bench serve")
-    add("--runs", type=int, default=3, help="starts of each contender")
+    add("--runs", type=int, default=3, help="starts of each contender, or turns with --together")
+    add("--together", action="store_true", help="all are up at once, idle while another is asked; --runs of one start")
     add("--requests", type=int, default=500, help="of each load")
     add("--warm-up", type=int, default=64, help="requests before, streamed, and as many that are not")
     add("--model", default="demo", help="demo, or one of bench_models.py, without weights")

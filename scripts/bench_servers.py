@@ -147,10 +147,9 @@ def environment_of(contender: Contender, device: str, folder: Path, profile: Pat
         contender: which.
         device: cpu or cuda.
         folder: its own.
-        profile: where its processes write what they do; see scripts/profile/sitecustomize.py.
+        profile: where its processes write what they do; see scripts/site/sitecustomize.py.
     """
-    watch = str(SCRIPTS / "profile") if profile else None
-    paths = filter(None, (watch, str(ROOT), str(SCRIPTS), os.environ.get("PYTHONPATH")))
+    paths = filter(None, (str(SCRIPTS / "site"), str(ROOT), str(SCRIPTS), os.environ.get("PYTHONPATH")))
     own = {
         "PYTHONPATH": os.pathsep.join(paths),
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -158,6 +157,8 @@ def environment_of(contender: Contender, device: str, folder: Path, profile: Pat
         "MANTA_HOME": str(folder),
         "MANTA_API_KEYS": KEY,
     }
+    if contender.server == "ray_serve_llm":
+        own["BENCH_VLLM_NAMES"] = "1"
     if profile:
         own["BENCH_PROFILE"] = str(profile.absolute() / contender.name)
     proxy, name = str(folder / "h"), "RAY_SERVE_HAPROXY"

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -151,3 +153,32 @@ def test_what_is_appended_to_must_be_about_the_same(tmp_path: Path):
     with pytest.raises(ValueError, match="another settings"):
         b.new_report(b.parse(["--out", str(out), "--append", "--output-tokens", "99"]))
     assert len(b.new_report(b.parse(["--out", str(out)]))["commands"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "events"),
+    [
+        (["--runs", "2"], "+vllm vllm1 -vllm +manta manta1 -manta +vllm vllm2 -vllm +manta manta2 -manta"),
+        (["--runs", "2", "--together"], "+vllm +manta vllm1 manta1 vllm2 manta2 -manta -vllm"),
+    ],
+)
+def test_servers_are_up_in_turn_or_together(words, events, tmp_path, monkeypatch):
+    said = []
+
+    @contextmanager
+    def asking(contender, model, prompts, args, folder):
+        said.append(f"+{contender.name}")
+        yield SimpleNamespace(measure=lambda: iter([{"load": "x"}]))
+        said.append(f"-{contender.name}")
+
+    monkeypatch.setattr(b, "asking", asking)
+    monkeypatch.setattr(b, "note", lambda report, args, name, run, result: said.append(f"{name}{run}"))
+    args = b.parse(["--contenders", "vllm", "manta", "--loads", "closed:2", *words])
+    b.run_all(args, {"runs": []}, tmp_path)
+    assert " ".join(said) == events
+
+
+def test_servers_that_are_up_together_share_a_gpu():
+    words = ["--device", "cuda", "--model", "tiny", "--contenders", "vllm", "manta"]
+    assert "gpu_memory_utilization" not in b.engine_of(b.parse(words))
+    assert b.engine_of(b.parse([*words, "--together"]))["gpu_memory_utilization"] == 0.45

@@ -1,8 +1,11 @@
-"""Where the threads of a Python process spend their time: imported by Python itself where this folder is in its path.
+"""What a server's Python processes do first: imported by Python itself where this folder is in its path.
 
-Each 5 ms a thread looks at what the others run, and each 2 s it writes to BENCH_PROFILE/PID.json how often it saw each
-function: `own` where it was the innermost, `below` where it was anywhere on the stack. A thread that waits for events
-is seen waiting in `select` or `run_forever`, so counts are wall time, not CPU.
+With BENCH_VLLM_NAMES they have the names of vLLM that Ray misses, see bench_vllm_names.py.
+
+With BENCH_PROFILE=FOLDER a thread notes where the others spend their time: each 5 ms it looks at what they run, and
+each 2 s it writes to FOLDER/PID.json how often it saw each function: `own` where it was the innermost, `below` where it
+was anywhere on the stack. A thread that waits for events is seen waiting in `select` or `run_forever`, so counts are
+wall time, not CPU.
 """
 
 from __future__ import annotations
@@ -54,3 +57,7 @@ def _watch(folder: Path) -> None:
 if wanted := os.environ.get("BENCH_PROFILE"):
     Path(wanted).mkdir(parents=True, exist_ok=True)
     threading.Thread(target=_watch, args=(Path(wanted),), daemon=True, name="profile").start()
+if os.environ.get("BENCH_VLLM_NAMES"):
+    import bench_vllm_names
+
+    bench_vllm_names.install()
