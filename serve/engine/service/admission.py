@@ -3,6 +3,9 @@
 Like TCP's window: it doubles until the service was found full, grows by one a look above half of that, and shrinks at
 once. What is found full is remembered and kept away from for a while, so that an interactive request finds a free place
 and need not wait until one is taken back.
+
+Where a token may take so long and no longer, the window follows what tokens take: a step has a fixed time and some for
+each row, so ``window * limit / time`` comes near to the limit from either side and does not cross it.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from conf.schema.service import AdmissionSpec
 from serve.engine.speed import Unbegun
 
 CUT = 0.5
-"""What is left of the rows after a look that found tokens or the KV cache above their limits."""
+"""What is left of the rows after a look that found the KV cache above its limit; the least after one of slow tokens."""
 STUCK_LOOKS = 2
 """After so many looks at which rows wait and no more run than before, the service is full."""
 
@@ -144,9 +147,10 @@ def _judged(admission: Admission, seen: Observation, spec: AdmissionSpec) -> Adm
         return replace(a, window=0.0, turn=max(1.0, seen.own * CUT), cut_s=at, stuck=0, is_urgent=True)
     if at - a.cut_s < spec.cooldown_s:
         return replace(a, window=0.0, stuck=0)
-    is_slow = spec.max_tpot_ms is not None and (seen.step_s or 0.0) * 1000 > spec.max_tpot_ms
-    if seen.kv_fraction > spec.max_kv_fraction or (seen.interactive and is_slow):
-        window = min(a.window, float(seen.own)) * CUT
+    pace = _pace(seen, spec)
+    left = CUT if seen.kv_fraction > spec.max_kv_fraction else max(CUT, pace or 1.0)
+    if left < 1:
+        window = min(a.window, float(seen.own)) * left
         return replace(a, window=window, turn=max(1.0, window), stuck=0)
     # who is asked for by a person takes the place of a row
     window = max(0.0, a.window - max(0, seen.interactive - a.interactive))
@@ -159,6 +163,14 @@ def _judged(admission: Admission, seen: Observation, spec: AdmissionSpec) -> Adm
             a = replace(a, ceiling=ceiling, found_s=at, turn=max(1.0, window * CUT))
         return replace(a, window=min(window, max(1.0, float(seen.own))))
     if seen.own >= int(window) - 1:  # what is not used says nothing about room
-        window = max(window + 1, min(window * 2, a.turn))
+        grown = window + 1 if pace is None else window * min(pace, 2.0)
+        window = max(1.0, grown, min(window * 2, a.turn))
     room = a.ceiling * (1 - spec.headroom_fraction) - seen.interactive
     return replace(a, window=min(window, max(1.0, room)), stuck=0)  # one row does no harm, and finds out
+
+
+def _pace(seen: Observation, spec: AdmissionSpec) -> float | None:
+    """How many times as long a token might take as it does; null where nobody waits for it, or it may take any time."""
+    if spec.max_tpot_ms is None or not seen.step_s or not seen.interactive:
+        return None
+    return spec.max_tpot_ms / (seen.step_s * 1000)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-BUSY, IDLE = 0.8, 0.35
+BUSY, IDLE = 0.5, 0.2
 """Shares of a core: above the first an event takes up twice as many tokens, below the second half as many. Half as many
 cost at most twice as much, which has to fit below the first."""
 MOST = 8

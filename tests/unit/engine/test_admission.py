@@ -188,11 +188,16 @@ def test_of_those_who_wait_as_many_are_missed_as_rows_are_read_and_none_is_made_
 
 
 @pytest.mark.parametrize(
-    "fields",
-    [{"kv_fraction": 0.9}, {"interactive": 1, "step_s": 0.05}],
-    ids=["cache", "slow"],
+    ("fields", "expected"),
+    [
+        ({"kv_fraction": 0.9}, [50, 25, 12]),
+        ({"interactive": 1, "step_s": 0.2}, [50, 25, 12]),
+        ({"interactive": 1, "step_s": 0.05}, [80, 64, 51]),
+        ({"interactive": 1, "step_s": 0.05, "kv_fraction": 0.9}, [50, 25, 12]),
+    ],
+    ids=["cache", "far too slow", "slow", "both"],
 )
-def test_what_is_beyond_a_limit_halves_the_rows(fields):
+def test_what_is_beyond_a_limit_takes_rows_away(fields, expected):
     spec = AdmissionSpec(max_tpot_ms=40)
     admission = Admission(window=100, interactive=1)
     sizes = []
@@ -200,7 +205,24 @@ def test_what_is_beyond_a_limit_halves_the_rows(fields):
         own = admission.size
         _, admission = admit(admission, seen(float(number), own=own, running=own, **fields), spec, number)
         sizes.append(admission.size)
-    assert sizes == [50, 25, 12]
+    assert sizes == expected
+
+
+@pytest.mark.parametrize(("fixed_ms", "row_ms"), [(6, 0.01), (2, 0.05), (9.5, 0.001), (1, 1)])
+def test_rows_come_near_to_what_slow_tokens_allow_and_stay_there(fixed_ms, row_ms):
+    """A step takes a fixed time and one for each row of the look before."""
+    spec, limit_ms = AdmissionSpec(max_tpot_ms=10, max_ttft_ms=None), 10
+    best = (limit_ms - fixed_ms) / row_ms
+    admission, own, sizes, times_ms = Admission(), 0, [], []
+    for number in range(200):
+        step_ms = fixed_ms + row_ms * own
+        look = seen(number * POLL_S, interactive=1, own=own, running=own + 1, step_s=step_ms / 1000)
+        _, admission = admit(admission, look, spec, number * POLL_S)
+        own = admission.size
+        sizes.append(own)
+        times_ms.append(step_ms)
+    assert all(0.85 * best <= size <= max(1.1 * best, best + 2) for size in sizes[80:]), (best, sizes[80:])
+    assert sum(time > 1.01 * limit_ms for time in times_ms) <= 8
 
 
 def test_slow_tokens_that_nobody_waits_for_do_not_matter():

@@ -23,7 +23,7 @@ TOKENIZER = AutoTokenizer.from_pretrained(Path(__file__).parents[3] / "demo" / "
 
 @pytest.mark.parametrize(
     "tokens, busy, then",
-    [(1, 0.5, 1), (1, 0.9, 2), (2, 0.9, 4), (MOST, 1.0, MOST), (4, 0.5, 4), (4, 0.2, 2), (1, 0.0, 1)],
+    [(1, 0.4, 1), (1, 0.6, 2), (2, 0.6, 4), (MOST, 1.0, MOST), (4, 0.3, 4), (4, 0.1, 2), (1, 0.0, 1)],
 )
 def test_a_busy_process_says_more_in_an_event_and_an_idle_one_less(tokens: int, busy: float, then: int) -> None:
     assert decide(tokens, busy) == then
