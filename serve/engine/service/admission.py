@@ -150,7 +150,7 @@ def _judged(admission: Admission, seen: Observation, spec: AdmissionSpec) -> Adm
     pace = _pace(seen, spec)
     left = CUT if seen.kv_fraction > spec.max_kv_fraction else max(CUT, pace or 1.0)
     if left < 1:
-        window = min(a.window, float(seen.own)) * left
+        window = min(a.window, seen.own * left)  # rows outlive a look: what was taken away may still be there
         return replace(a, window=window, turn=max(1.0, window), stuck=0)
     # who is asked for by a person takes the place of a row
     window = max(0.0, a.window - max(0, seen.interactive - a.interactive))
@@ -163,8 +163,7 @@ def _judged(admission: Admission, seen: Observation, spec: AdmissionSpec) -> Adm
             a = replace(a, ceiling=ceiling, found_s=at, turn=max(1.0, window * CUT))
         return replace(a, window=min(window, max(1.0, float(seen.own))))
     if seen.own >= int(window) - 1:  # what is not used says nothing about room
-        grown = window + 1 if pace is None else window * min(pace, 2.0)
-        window = max(1.0, grown, min(window * 2, a.turn))
+        window = max(1.0, max(window + 1, min(window * 2, a.turn)) if pace is None else window * min(pace, 2.0))
     room = a.ceiling * (1 - spec.headroom_fraction) - seen.interactive
     return replace(a, window=min(window, max(1.0, room)), stuck=0)  # one row does no harm, and finds out
 

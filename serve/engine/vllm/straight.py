@@ -10,9 +10,11 @@ from contextlib import suppress
 from typing import Any, get_type_hints
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response, StreamingResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match
 
 Message = MutableMapping[str, Any]
@@ -35,17 +37,25 @@ def straighten(app: FastAPI, paths: Collection[str]) -> None:
 
 
 def _straight(route: APIRoute) -> Straight | None:
-    # within are two layers: one cancels the function when its client leaves, as a `Straight` does, the other counts
+    # around it are two layers: one cancels the function when its client leaves, as a `Straight` does, the other counts.
+    # What has none of them may call a function that has, which goes on where its caller is cancelled
     function = inspect.unwrap(route.endpoint)
+    if function is route.endpoint or not _takes(function, "request", "raw_request") or route.methods != {"POST"}:
+        return None
     checks = [one.dependency for one in route.dependencies]
-    body = get_type_hints(function).get("request")
-    if [*inspect.signature(function).parameters] != ["request", "raw_request"] or route.methods != {"POST"}:
+    if not all(check is not None and _takes(check, "raw_request") for check in checks):
+        return None
+    try:
+        body = get_type_hints(function, include_extras=True)["request"]
+    except (KeyError, NameError, TypeError):
         return None
     if not (isinstance(body, type) and issubclass(body, BaseModel)):
         return None
-    if any(check is None or [*inspect.signature(check).parameters] != ["raw_request"] for check in checks):
-        return None
     return Straight(route, body, function, checks)  # type: ignore[arg-type]
+
+
+def _takes(function: Callable[..., Any], *names: str) -> bool:
+    return inspect.iscoroutinefunction(function) and [*inspect.signature(function).parameters] == [*names]
 
 
 class Straight(BaseRoute):
@@ -77,12 +87,15 @@ class Straight(BaseRoute):
             Exception: what vLLM's function raises; the app has handlers for it.
         """
         raw = Request(scope, receive)
-        content = await raw.body()  # it keeps it, for whoever asks again
-        for check in self._checks:
-            await check(raw)
         try:
+            content = await raw.body()  # it keeps it, for whoever asks again
+        except ClientDisconnect:
+            return
+        try:
+            for check in self._checks:
+                await check(raw)
             asked = self._body.model_validate(json.loads(content), from_attributes=True)
-        except (ValueError, RecursionError):
+        except (ValueError, RequestValidationError, RecursionError):
             await self._route.handle(scope, _again(content, receive), send)
             return
         gone, patience = asyncio.ensure_future(_gone(receive)), asyncio.timeout(None)
@@ -90,6 +103,8 @@ class Straight(BaseRoute):
             async with patience:
                 gone.add_done_callback(lambda _: _end(patience))
                 response = await self._function(asked, raw)
+                if gone.done():  # it has an answer nevertheless
+                    return
                 if isinstance(response, StreamingResponse) and response.background is None:
                     await response.stream_response(send)
                     return

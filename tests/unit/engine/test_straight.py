@@ -81,6 +81,10 @@ def make_app(is_straight: bool, **state: Any) -> FastAPI:
         body = {**request.model_dump(), "header": raw_request.headers.get("x-request-id"), "extra": request.model_extra}
         return JSONResponse(body, status_code=201, headers={"x-two": "2"})
 
+    @router.post("/v1/same")
+    async def same(request: Asked, raw_request: Request) -> Any:
+        return await create(request, raw_request)
+
     @router.get(PATH)
     @router.put("/v1/other")
     async def other() -> str:
@@ -96,7 +100,7 @@ def make_app(is_straight: bool, **state: Any) -> FastAPI:
 
     app.add_exception_handler(TypeError, stumble)
     if is_straight:
-        straighten(app, [PATH, "/v1/other"])
+        straighten(app, [PATH, "/v1/other", "/v1/same"])
     return app
 
 
@@ -128,6 +132,8 @@ CASES = [
     ("PUT", PATH, b"", {}),
     ("PUT", "/v1/other", b"", {}),
     ("POST", "/v1/none", b"{}", JSON),
+    ("POST", "/v1/same", b'{"text": "a"}', JSON),
+    ("POST", PATH, b'{"text": ', {"content-type": "application/x+json"}),
 ]
 
 
@@ -189,6 +195,54 @@ async def test_who_leaves_ends_it(text, ends, who):
         await asyncio.sleep(0)
     assert seen == [ends]
     assert said == (["http.response.start", "http.response.body"] if text == "slow" else [])
+
+
+async def test_a_stream_of_a_function_that_hears_of_nothing_is_not_sent():
+    app, messages, said = make_app(is_straight=True), [{"type": "http.request", "body": b'{"text": "a"}'}], []
+
+    async def deaf(asked: Asked, raw: Request) -> Any:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            return StreamingResponse(words(asked))
+
+    async def receive() -> Any:
+        return messages.pop() if messages else {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        said.append(message["type"])
+
+    next(route for route in app.router.routes if isinstance(route, Straight))._function = deaf
+    await asyncio.wait_for(app(scope_of(app), receive, send), 2)  # type: ignore[arg-type]
+    assert said == []
+
+
+async def test_a_client_that_leaves_within_its_body_gets_nothing():
+    app, said = make_app(is_straight=True), []
+    messages = [{"type": "http.disconnect"}, {"type": "http.request", "body": b'{"te', "more_body": True}]
+
+    async def receive() -> Any:
+        return messages.pop()
+
+    async def send(message: Any) -> None:
+        said.append(message["type"])
+
+    await asyncio.wait_for(app(scope_of(app), receive, send), 2)  # type: ignore[arg-type]
+    assert said == []
+
+
+def test_vllm_s_own_routes_have_the_form():
+    from vllm.entrypoints.openai.chat_completion import api_router as chat
+    from vllm.entrypoints.openai.completion import api_router as completion
+
+    app = FastAPI()
+    chat.attach_router(app)
+    completion.attach_router(app)
+    straighten(app, [PATH, "/v1/completions"])
+    assert [route._route.path for route in app.router.routes if isinstance(route, Straight)] == [
+        PATH,
+        "/v1/completions",
+    ]
 
 
 async def test_a_timeout_of_the_function_is_its_own():
