@@ -59,7 +59,7 @@ def _takes(function: Callable[..., Any], *names: str) -> bool:
 
 
 class Straight(BaseRoute):
-    """Does what FastAPI does for a route, without looking for what the route may need: a sixth of a request's time.
+    """Does what FastAPI does for a route, without looking for what the route may need: a tenth of a replica's time.
 
     A body that is no request goes to the route itself, which says so.
     """
