@@ -153,25 +153,25 @@ def run_all(args: argparse.Namespace, report: dict[str, Any], folder: Path) -> N
         bench_models.make_model(bench_models.model_config(args.model), Path(model))
     rounds = args.runs if args.together else 1
     prompts = make_prompts(args, 2 * args.warm_up + rounds * len(plan_of(args)) * args.requests)
+    groups = [found] if args.together else [[contender] for contender in found]
     first_run = 1 + max((run["run"] for run in report["runs"]), default=0)
-    for first in range(first_run, first_run + args.runs, args.runs if args.together else 1):
-        groups = [found] if args.together else [[contender] for contender in found]
-        for number, group in enumerate(groups):
-            if args.device == "cuda":
-                wait_for_gpus()
-            with ExitStack() as stack:
-                up: dict[str, Asker] = {}
-                for place, contender in enumerate(group):
-                    # HAProxy's sockets lie below this folder, their paths may have 97 characters
-                    start = asking(contender, model, prompts, args, folder / f"{first}-{number}-{place}")
-                    try:
-                        up[contender.name] = stack.enter_context(start)
-                    except RuntimeError as error:
-                        failure = {"load": "start", "generator": "none", "error": str(error)}
-                        note(report, args, contender.name, first, failure)
-                for run, (name, asker) in product(range(first, first + rounds), up.items()):
-                    for result in asker.measure():
-                        note(report, args, name, run, result)
+    starts = range(first_run, first_run + args.runs, rounds)
+    for first, (number, group) in product(starts, enumerate(groups)):
+        if args.device == "cuda":
+            wait_for_gpus()
+        with ExitStack() as stack:
+            up: dict[str, Asker] = {}
+            for place, contender in enumerate(group):
+                # HAProxy's sockets lie below this folder, their paths may have 97 characters
+                start = asking(contender, model, prompts, args, folder / f"{first}-{number}-{place}")
+                try:
+                    up[contender.name] = stack.enter_context(start)
+                except RuntimeError as error:
+                    failure = {"load": "start", "generator": "none", "error": str(error)}
+                    note(report, args, contender.name, first, failure)
+            for run, (name, asker) in product(range(first, first + rounds), up.items()):
+                for result in asker.measure():
+                    note(report, args, name, run, result)
 
 
 def note(report: dict[str, Any], args: argparse.Namespace, name: str, run: int, result: dict[str, Any]) -> None:

@@ -149,7 +149,9 @@ def environment_of(contender: Contender, device: str, folder: Path, profile: Pat
         folder: its own.
         profile: where its processes write what they do; see scripts/site/sitecustomize.py.
     """
-    paths = filter(None, (str(SCRIPTS / "site"), str(ROOT), str(SCRIPTS), os.environ.get("PYTHONPATH")))
+    is_mended = contender.server == "ray_serve_llm"
+    site = str(SCRIPTS / "site") if is_mended or profile else None
+    paths = filter(None, (site, str(ROOT), str(SCRIPTS), os.environ.get("PYTHONPATH")))
     own = {
         "PYTHONPATH": os.pathsep.join(paths),
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -157,7 +159,7 @@ def environment_of(contender: Contender, device: str, folder: Path, profile: Pat
         "MANTA_HOME": str(folder),
         "MANTA_API_KEYS": KEY,
     }
-    if contender.server == "ray_serve_llm":
+    if is_mended:
         own["BENCH_VLLM_NAMES"] = "1"
     if profile:
         own["BENCH_PROFILE"] = str(profile.absolute() / contender.name)

@@ -38,7 +38,7 @@ def build_replicas(plan: ServicePlan, surge_percent: int, kind: type = Replica) 
         rayserve.ingress()(kind),  # type: ignore[arg-type]
         name=REPLICA,
         ray_actor_options={"num_cpus": bundle.get("CPU", 0.0), "num_gpus": bundle.get("GPU", 0.0)},
-        max_ongoing_requests=plan.max_ongoing_requests,
+        max_ongoing_requests=plan.job.max_ongoing_requests,
         max_queued_requests=spec.max_queued_requests,
         backpressure_config={"status_code": 503, "retry_after_s": RETRY_AFTER_S},
         graceful_shutdown_timeout_s=spec.drain_s + CLOSE_S,

@@ -78,11 +78,6 @@ class ServicePlan:
         return self.size or max(1, self.job.engine.min_replicas)
 
     @property
-    def max_ongoing_requests(self) -> int:
-        """Requests that one replica holds at a time."""
-        return self.job.max_ongoing_requests
-
-    @property
     def url(self) -> str:
         """Where a client on this machine finds the API, without /v1."""
         host = self.job.deployment.host

@@ -34,6 +34,7 @@ from serve.middleware.room import Room
 from serve.middleware.routes import EXPOSED, Routes
 from serve.middleware.scrape import Scrape
 from serve.middleware.stack import Layer, wrapped
+from serve.middleware.straight import straighten
 from serve.middleware.tally import Tally
 from serve.openai.api import EdgeApi, start_edge_api
 from serve.router.past import Running
@@ -83,6 +84,7 @@ class Replica(Calls):
         self.loop = asyncio.get_running_loop()
         self._api = api = await self._start()
         shape_errors(api.app)
+        straighten(api.app, EXPOSED)
         app: ASGIApp = Listing(api.app, read_now)
         if job.engine.is_elastic:
             app = self._load = Load(app, job.autoscale, api.waiting)

@@ -208,7 +208,7 @@ class Service:
             except (RayError, ValueError):  # one that dies or hangs
                 held = []
             # a request that waits is given to the next free replica within half a second
-            calm = calm + 1 if not held or min(held) < self.plan.max_ongoing_requests else 0
+            calm = calm + 1 if not held or min(held) < self.plan.job.max_ongoing_requests else 0
             time.sleep(POLL_S)
 
     def _actors(self) -> list[str]:

@@ -87,6 +87,12 @@ def replay(raw: bytes, receive: Receive) -> Receive:
     return again
 
 
+async def left(receive: Receive) -> None:
+    """Returns once the client has left; to be called when its body has been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 def admit(raw: bytes, path: str, spec: AccessSpec, priority: int) -> Admitted:
     """Parses a JSON body and makes it keep to the limits.
 

@@ -8,7 +8,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from starlette.types import ASGIApp, Message, Receive, Scope
+from serve.middleware.answer import ASGIApp, Message, Receive, Scope
+from serve.middleware.body import left
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Flight:
         A waiter's own deadline is a cancellation of this call.
         """
         self._num_waiting += 1
-        watch = asyncio.create_task(_disconnect(receive))
+        watch = asyncio.create_task(left(receive))
         try:
             await asyncio.wait((watch, self._given), return_when=asyncio.FIRST_COMPLETED)
             return self._given.result() if self._given.done() else None
@@ -95,11 +96,6 @@ class Flight:
             if not self._given.done():
                 self._given.set_result(_FAILED)
         await keep(self._given.result())
-
-
-async def _disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 _ERROR = {"message": "the request failed", "type": "server_error", "param": None, "code": "internal_error"}

@@ -70,7 +70,7 @@ _LOST = error_event("The replica is lost.", "server_error", "replica_lost")
 _SAID = {
     404: ("there is nothing at this path", "not_found_error", "not_found"),
     408: ("The request was not answered in time.", "timeout_error", "deadline_exceeded"),
-    429: ("The service has no room for more requests now.", "rate_limit_error", "overloaded"),
+    429: (FULL.message, "rate_limit_error", FULL.code),
     500: ("The request failed.", "server_error", "internal_error"),
     503: (FULL.message, FULL.kind, FULL.code),
 }

@@ -18,6 +18,7 @@ from serve.engine.errors import EngineDead, RequestRejected
 from serve.engine.onnx.engine import OnnxEngine, Piece
 from serve.engine.protocol import Completion, Request
 from serve.middleware.answer import Refused, error_body, error_event
+from serve.middleware.body import left
 from serve.openai.asked import Asked, Reader
 from serve.openai.said import DONE, Form
 
@@ -161,21 +162,16 @@ async def _unless_left(http: HttpRequest, answer: Awaitable[Any]) -> Any:
         Left: when it goes first; the answer is cancelled.
     """
     answered = asyncio.ensure_future(answer)
-    left = asyncio.ensure_future(_gone(http))
+    leaving = asyncio.ensure_future(left(http.receive))
     try:
-        await asyncio.wait({answered, left}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({answered, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not answered.done():
             raise Left
         return answered.result()
     finally:
-        left.cancel()
+        leaving.cancel()
         answered.cancel()
-        await asyncio.gather(left, answered, return_exceptions=True)
-
-
-async def _gone(http: HttpRequest) -> None:
-    while (await http.receive())["type"] != "http.disconnect":
-        pass
+        await asyncio.gather(leaving, answered, return_exceptions=True)
 
 
 def _json(content: Any) -> Response:

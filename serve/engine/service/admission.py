@@ -163,7 +163,7 @@ def _judged(admission: Admission, seen: Observation, spec: AdmissionSpec) -> Adm
             a = replace(a, ceiling=ceiling, found_s=at, turn=max(1.0, window * CUT))
         return replace(a, window=min(window, max(1.0, float(seen.own))))
     if seen.own >= int(window) - 1:  # what is not used says nothing about room
-        window = max(1.0, max(window + 1, min(window * 2, a.turn)) if pace is None else window * min(pace, 2.0))
+        window = max(window + 1, min(window * 2, a.turn)) if pace is None else max(1.0, window * min(pace, 2.0))
     room = a.ceiling * (1 - spec.headroom_fraction) - seen.interactive
     return replace(a, window=min(window, max(1.0, room)), stuck=0)  # one row does no harm, and finds out
 

@@ -26,7 +26,6 @@ from serve.engine.vllm.core_process import prepare_core_process
 from serve.engine.vllm.interval import StreamInterval
 from serve.engine.vllm.llm import keep_turns, on_outputs, start_llm
 from serve.engine.vllm.speed import measure_speed
-from serve.engine.vllm.straight import straighten
 
 _log = logging.getLogger(__name__)
 _IDLE = ("CORSMiddleware", "PrometheusInstrumentatorMiddleware")
@@ -192,7 +191,6 @@ async def _build(llm: Any, args: Namespace, exposed: Collection[str]) -> Any:
     await init_app_state(llm, app.state, args, tasks)
     # vLLM tells its own server to end when the engine is dead; here the health check does
     app.state.server = SimpleNamespace(should_exit=False)
-    straighten(app, exposed)
     document = app.openapi
 
     def shown() -> dict[str, Any]:

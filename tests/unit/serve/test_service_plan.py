@@ -151,7 +151,7 @@ def test_a_partitioned_replica_asks_for_all_of_its_devices():
 
 
 def test_a_replica_holds_what_its_engine_is_given_unless_told_otherwise():
-    assert plan("engine.max_num_seqs=7").max_ongoing_requests == 14
+    assert plan("engine.max_num_seqs=7").job.max_ongoing_requests == 14
     assert plan("deployment.max_ongoing_requests=3").max_ongoing_requests == 3
 
 

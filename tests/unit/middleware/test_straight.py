@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 
-from serve.engine.vllm.straight import Straight, straighten
+from serve.middleware.straight import Straight, straighten
 
 PATH = "/v1/chat/completions"
 seen: list[str] = []

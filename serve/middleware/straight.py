@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from typing import Any, get_type_hints
 
@@ -17,17 +17,15 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match
 
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+from serve.middleware.answer import Receive, Scope, Send
+from serve.middleware.body import left, replay
 
 
 def straighten(app: FastAPI, paths: Collection[str]) -> None:
     """Puts a `Straight` before each route of an app that can have one.
 
     Args:
-        app: vLLM's. Where it counts what runs, its routes stay as they are.
+        app: vLLM's; another has no such routes. Where it counts what runs, its routes stay as they are.
         paths: of the routes that matter.
     """
     if getattr(app.state, "enable_server_load_tracking", False):
@@ -96,9 +94,9 @@ class Straight(BaseRoute):
                 await check(raw)
             asked = self._body.model_validate(json.loads(content), from_attributes=True)
         except (ValueError, RequestValidationError, RecursionError):
-            await self._route.handle(scope, _again(content, receive), send)
+            await self._route.handle(scope, replay(content, receive), send)
             return
-        gone, patience = asyncio.ensure_future(_gone(receive)), asyncio.timeout(None)
+        gone, patience = asyncio.ensure_future(left(receive)), asyncio.timeout(None)
         try:
             async with patience:
                 gone.add_done_callback(lambda _: _end(patience))
@@ -120,21 +118,3 @@ class Straight(BaseRoute):
 def _end(patience: asyncio.Timeout) -> None:
     with suppress(RuntimeError):  # the answer was complete
         patience.reschedule(0.0)
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-def _again(content: bytes, receive: Receive) -> Receive:
-    is_read = False
-
-    async def again() -> Message:
-        nonlocal is_read
-        if is_read:
-            return await receive()
-        is_read = True
-        return {"type": "http.request", "body": content, "more_body": False}
-
-    return again
