@@ -152,7 +152,7 @@ def test_a_partitioned_replica_asks_for_all_of_its_devices():
 
 def test_a_replica_holds_what_its_engine_is_given_unless_told_otherwise():
     assert plan("engine.max_num_seqs=7").job.max_ongoing_requests == 14
-    assert plan("deployment.max_ongoing_requests=3").max_ongoing_requests == 3
+    assert plan("deployment.max_ongoing_requests=3").job.max_ongoing_requests == 3
 
 
 def test_the_api_s_arguments_are_read_from_vllm_s_source():
