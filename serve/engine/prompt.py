@@ -44,6 +44,15 @@ def read_model_config(model: ModelSpec) -> dict[str, Any]:
     return config
 
 
+def plain_config(path: str) -> dict[str, Any]:
+    """Returns a checkpoint's config.json; nothing where it cannot be read, of which `read_model_config` says why."""
+    try:
+        config = json.loads((Path(path).expanduser() / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:
     """The language model's part of a config; models with other modalities nest it."""
     nested = config.get("text_config")
@@ -89,10 +98,7 @@ def _has_separator(model: ModelSpec) -> bool:
 
     Source: vllm/config/model.py, use_sep_token, and SequenceClassificationConfig in models/adapters.py (0.26-0.32).
     """
-    try:
-        config = json.loads((Path(model.path).expanduser() / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return True  # `read_model_config` says what is wrong with it
+    config = plain_config(model.path)
     return bool(config.get("use_sep_token", "method" not in config))
 
 
