@@ -11,18 +11,17 @@ from conf.schema.engine import Device
 from serve.engine.hardware import Hardware
 from serve.engine.model_size import ModelSize
 
-COMPUTE_EFFICIENCY = 0.75
-"""Of a GPU's dense FLOP/s, attention's reads apart. Fitted to 8 B at 512 sequences on an H200: 11,750 tokens/s;
-large products alone reach 790 of 989 TFLOP/s there."""
+COMPUTE_EFFICIENCY = 0.70
+"""Of a GPU's dense FLOP/s, attention's reads and small kernels apart. Fitted, with the next one, to 8 B with one engine
+(11,400 tokens/s) and 1.1 B with two (48,000) on an H200, 512 sequences an engine."""
 MEMORY_EFFICIENCY = 0.85
 """Of a GPU's bandwidth. Assumed, not fitted: none of the measured points is bound by memory."""
-GPU_SEQUENCE_S = 12.4e-6
-"""Seconds of the device for a sequence's token, whatever the model: logits, sampling, small kernels.
-Fitted to 1.1 B with 2 and 4 engines on an H200, which fill it: 46,500 tokens/s."""
+GPU_LAYER_TOKEN_S = 0.205e-6
+"""Seconds of the device for a token in a layer, whatever the layer's size: norms, positions, attention's kernels."""
 GPU_STEP_S = 2.7e-3
-"""Seconds of the engine's CPU side for a step, which the device waits for. Fitted, as the next one, to 1.1 B with one
-engine on an H200: 32,000 tokens/s at 512 sequences, 35,500 at 1,024."""
-GPU_SEQUENCE_CPU_S = 4.5e-6
+"""Seconds of the engine's CPU side for a step, while the device computes the step before. Fitted, as the next one, to
+1.1 B with one engine on an H200: 25,600 tokens/s at 512 sequences, 27,000 at 1,024."""
+GPU_SEQUENCE_CPU_S = 34e-6
 """Seconds of the CPU side for a sequence's token."""
 CPU_EFFICIENCY = 0.67
 """Of `hardware.CPU_FLOP_PER_S`, which is what was fitted."""
@@ -121,19 +120,18 @@ def predict_rate(
     tokens = n * max(decoded, 1.0)
     if is_cpu:
         cpu = steps * CPU_STEP_S + tokens * CPU_SEQUENCE_S
+        shared = engines_per_device * (device + cpu)
     else:
-        device += tokens * GPU_SEQUENCE_S / pp
+        device += n * (w.computed_tokens + decoded) * size.num_layers * GPU_LAYER_TOKEN_S / (tp * pp)
         cpu = steps * GPU_STEP_S + tokens * GPU_SEQUENCE_CPU_S
-    # one engine's CPU side and its device's work take turns; of several, one's hides behind another's. A pipeline's
-    # stages hide it in part: one process schedules all groups
-    alone = device + cpu
-    shared = engines_per_device * alone if is_cpu else max(engines_per_device * device, alone)
+        # vLLM schedules a step while the device computes the one before (asynchronous scheduling, its default)
+        shared = max(engines_per_device * device, cpu)
     floor = _met_weights(size, 1) / (ranks * hardware.bytes_per_s * MEMORY_EFFICIENCY) + (
         CPU_STEP_S if is_cpu else GPU_STEP_S
     )
     rows = engines_per_device * n / shared * (PIPELINE_EFFICIENCY if pp > 1 else 1.0)
     bound = "compute" if 2 * compute >= products + attention else "memory"
-    if cpu > device and shared == alone:
+    if cpu > engines_per_device * device:
         bound = "cpu"
     return Rate(rows_per_s=rows, step_s=shared / steps, floor_s=floor, bound=bound)
 

@@ -65,6 +65,8 @@ def test_a_whole_step_is_a_graph_and_nothing_is_compiled_where_attention_can_be_
     expected = {"mode": 0, "cudagraph_mode": "FULL", "cudagraph_capture_sizes": list(SIZES)}
     assert with_graphs(PLAIN, LLAMA, H200)["compilation_config"] == expected
     assert with_graphs(PLAIN, {"model_type": "qwen2"}, "NVIDIA H100 80GB HBM3")["compilation_config"] == expected
+    fp8 = LLAMA | {"quantization_config": {"quant_method": "compressed-tensors"}}
+    assert with_graphs(PLAIN, fp8, H200)["compilation_config"] == expected
 
 
 @pytest.mark.parametrize(
@@ -76,7 +78,7 @@ def test_a_whole_step_is_a_graph_and_nothing_is_compiled_where_attention_can_be_
         ({}, None, H200),
         ({}, {}, H200),
         ({}, {"model_type": "deepseek_v3"}, H200),
-        ({}, LLAMA | {"quantization_config": {"quant_method": "compressed-tensors"}}, H200),
+        ({}, LLAMA | {"quantization_config": {"quant_method": "gptq"}}, H200),
         ({}, LLAMA | {"dtype": "float32"}, H200),
         ({"dtype": "float32"}, LLAMA, H200),
         ({"quantization": "fp8"}, LLAMA, H200),

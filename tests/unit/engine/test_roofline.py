@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sizes import LLAMA_1B, LLAMA_8B, LLAMA_70B, MEASURED, gpus
+from sizes import LLAMA_1B, LLAMA_8B, LLAMA_70B, MEASURED, gpus, llama
 
 from serve.engine.model_size import ModelSize
 from serve.engine.roofline import Workload, job_seconds, predict_rate
@@ -16,16 +16,35 @@ H200 = gpus("h200")
 @pytest.mark.parametrize(
     "size,num_seqs,engines,low,high",
     [
-        (LLAMA_1B, 512, 1, 27_000, 33_600),
-        (LLAMA_1B, 1024, 1, 35_000, 36_000),
-        (LLAMA_1B, 512, 2, 46_000, 47_000),
-        (LLAMA_1B, 512, 4, 46_000, 47_000),
-        (LLAMA_8B, 512, 1, 11_600, 11_900),
+        (LLAMA_1B, 512, 1, 25_500, 25_600),
+        (LLAMA_1B, 1024, 1, 26_600, 27_800),
+        (LLAMA_1B, 512, 2, 47_900, 48_500),
+        (LLAMA_1B, 512, 3, 46_200, 46_200),
+        (LLAMA_1B, 512, 4, 43_300, 43_300),
+        (LLAMA_8B, 512, 1, 11_200, 11_600),
     ],
 )
-def test_measured_points_are_met_within_five_percent(size: ModelSize, num_seqs: int, engines: int, low: int, high: int):
+def test_measured_points_are_met_within_eight_percent(
+    size: ModelSize, num_seqs: int, engines: int, low: int, high: int
+):
     rate = predict_rate(size, H200, MEASURED, num_seqs, engines_per_device=engines)
-    assert low * 0.95 <= rate.rows_per_s * MEASURED.answer_tokens <= high * 1.05
+    assert low * 0.92 <= rate.rows_per_s * MEASURED.answer_tokens <= high * 1.08
+
+
+@pytest.mark.parametrize(
+    "size,seconds",
+    [
+        (llama(896, 4864, 24, 14, 2, 151936), 17.7),
+        (llama(2560, 8960, 26, 20, 4, 32000), 16.4),
+        (llama(4096, 14336, 14, 32, 8), 19.4),
+        (llama(3072, 14336, 28, 24, 8), 28.3),
+        (llama(5120, 13824, 40, 40, 8), 60.5),
+    ],
+)
+def test_models_that_had_no_say_are_met_within_fifteen_percent(size: ModelSize, seconds: float):
+    """Seconds for 3,000 rows on an H200, docs/benchmarks/offline.md; the first two had 6,000 and 4,000."""
+    job = replace(MEASURED, rows=3000, longest_answer_tokens=254)
+    assert job_seconds(predict_rate(size, H200, job, 512), job, 1) == pytest.approx(seconds, rel=0.15)
 
 
 def test_few_sequences_of_a_large_model_wait_for_memory():
