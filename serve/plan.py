@@ -24,9 +24,9 @@ from serve.catalogue import Catalogue, Entry, app_of
 from serve.engine.adapters import check_adapters
 from serve.engine.arguments import check_api_arguments, check_engine_arguments
 from serve.engine.capability import check_task, overridden
+from serve.engine.checkpoint import check_partition, context_tokens, read_model_config
 from serve.engine.onnx.limits import check_edge, check_not_edge
 from serve.engine.placement import Placement, place
-from serve.engine.prompt import check_partition, context_tokens, read_model_config
 from serve.keys import keys_path
 from serve.middleware.stack import Layer, middleware_of
 

@@ -28,12 +28,12 @@ from pipelines.storage import locate
 from serve.engine.adapters import check_adapters
 from serve.engine.arguments import check_engine_arguments
 from serve.engine.capability import check_task, is_cross_encoder, labels, overridden
+from serve.engine.checkpoint import check_partition, context_tokens, read_model_config
 from serve.engine.fingerprint import fingerprint_model
 from serve.engine.gguf.limits import check_gguf, check_gguf_sampling
 from serve.engine.limits import check_no_grammar
 from serve.engine.onnx.limits import check_edge, check_not_edge
 from serve.engine.placement import Placement, place
-from serve.engine.prompt import check_partition, context_tokens, read_model_config
 
 _DECIDE = (
     *("quantization", "kv_cache_dtype", "hf_overrides", "load_format", "tokenizer_mode", "revision", "seed"),

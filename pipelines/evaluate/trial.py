@@ -22,7 +22,7 @@ from pipelines.evaluate.outcome import find_number, read_object
 from pipelines.evaluate.rows import Row, Rows, read_rows
 from pipelines.evaluate.size import Size, measure_size
 from serve.engine.capability import overridden
-from serve.engine.prompt import read_model_config
+from serve.engine.checkpoint import read_model_config
 from serve.engine.start import knows_forced
 
 

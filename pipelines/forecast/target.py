@@ -8,10 +8,10 @@ from conf.schema.batch import BatchJob
 from conf.schema.engine import Device, EngineKind
 from pipelines.batch.plan import Plan
 from serve.engine.capability import overridden
+from serve.engine.checkpoint import read_model_config
 from serve.engine.dtype import served_dtype
 from serve.engine.hardware import Hardware, find_hardware
 from serve.engine.model_size import ModelSize, measure_model
-from serve.engine.prompt import read_model_config
 
 
 def hardware_of(job: BatchJob) -> Hardware:

@@ -21,8 +21,9 @@ from pipelines.batch.read import read_split
 from pipelines.batch.source import open_source
 from pipelines.forecast.sample import pieces
 from pipelines.optimize.step.task import EXAMPLES
+from serve.engine.checkpoint import context_tokens
 from serve.engine.errors import RequestRejected
-from serve.engine.prompt import context_tokens, load_renderer
+from serve.engine.prompt import load_renderer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,8 +22,8 @@ from pipelines.optimize.examples import Examples, read_examples
 from pipelines.optimize.fragment import check_name, register
 from pipelines.optimize.step.task import StepFailed, StepTask
 from pipelines.optimize.worker import StepDied, is_published, publish, run_step, share_of
+from serve.engine.checkpoint import read_model_config
 from serve.engine.fingerprint import fingerprint_model
-from serve.engine.prompt import read_model_config
 
 
 def run(job: OptimizeJob) -> int:

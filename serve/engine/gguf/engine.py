@@ -13,12 +13,12 @@ from typing import Any
 from conf.schema.engine import EngineSpec
 from conf.schema.model import ModelSpec
 from conf.schema.sampling import SamplingSpec
+from serve.engine.checkpoint import read_model_config
 from serve.engine.errors import EngineDead, RequestRejected
 from serve.engine.gguf.folder import gguf_file
 from serve.engine.gguf.limits import check_gguf_request, count_slots
 from serve.engine.gguf.server import LlamaServer, Refused
 from serve.engine.in_flight import InFlight
-from serve.engine.prompt import read_model_config
 from serve.engine.protocol import Completion, EngineStats, Outcome, Request, Sample, TokenLogprob
 
 SEEDS = 2**32 - 1

@@ -11,10 +11,10 @@ from conf.schema.engine import Device, EngineSpec
 from conf.schema.model import ModelSpec
 from conf.schema.task import Task
 from serve.engine.adapters import highest_rank
+from serve.engine.checkpoint import plain_config
 from serve.engine.dtype import served_dtype
 from serve.engine.hardware import gpu_name
 from serve.engine.placement import cpu_threads
-from serve.engine.prompt import plain_config
 from serve.engine.vllm.graphs import with_graphs
 
 DEFAULT_KV_CACHE_BYTES = 1 << 30

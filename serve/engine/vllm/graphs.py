@@ -74,7 +74,7 @@ def captures_whole(arguments: Mapping[str, Any], config: Mapping[str, Any], gpu:
         config: the model's config.json.
         gpu: its name, as the driver says it.
     """
-    method = config.get("quantization_config", {}).get("quant_method", WHOLE_METHOD)
+    method = (config.get("quantization_config") or {}).get("quant_method", WHOLE_METHOD)
     is_plain = config.get("model_type") in WHOLE_TYPES and method == WHOLE_METHOD
     is_float32 = "float32" in (arguments["dtype"], config.get("dtype", config.get("torch_dtype")))
     is_one = arguments["tensor_parallel_size"] == arguments["pipeline_parallel_size"] == 1

@@ -65,6 +65,7 @@ def test_a_whole_step_is_a_graph_and_nothing_is_compiled_where_attention_can_be_
     expected = {"mode": 0, "cudagraph_mode": "FULL", "cudagraph_capture_sizes": list(SIZES)}
     assert with_graphs(PLAIN, LLAMA, H200)["compilation_config"] == expected
     assert with_graphs(PLAIN, {"model_type": "qwen2"}, "NVIDIA H100 80GB HBM3")["compilation_config"] == expected
+    assert with_graphs(PLAIN, LLAMA | {"quantization_config": None}, H200)["compilation_config"] == expected
     fp8 = LLAMA | {"quantization_config": {"quant_method": "compressed-tensors"}}
     assert with_graphs(PLAIN, fp8, H200)["compilation_config"] == expected
 

@@ -8,7 +8,7 @@ import pytest
 from conf.errors import UserError
 from conf.schema.model import ModelSpec
 from serve.engine.errors import RequestRejected
-from serve.engine.prompt import PromptRenderer, check_partition, context_tokens, read_model_config
+from serve.engine.prompt import PromptRenderer
 
 
 @pytest.fixture(scope="module")
@@ -133,20 +133,3 @@ def test_a_tokenizer_that_cannot_be_loaded_is_the_users_mistake_on_one_line(tmp_
     with pytest.raises(UserError) as caught:
         PromptRenderer(ModelSpec(path=str(tmp_path)), 64, None)
     assert "\n" not in str(caught.value)
-
-
-def test_the_context_is_the_models_unless_less_is_asked_for(demo_model: Path) -> None:
-    config = read_model_config(ModelSpec(path=str(demo_model)))
-    assert context_tokens(config, None) == 4096
-    assert context_tokens(config, 100) == 100
-    with pytest.raises(UserError, match="4096, got 5000"):
-        context_tokens(config, 5000)
-
-
-def test_partitions_must_divide_the_model(demo_model: Path) -> None:
-    config = read_model_config(ModelSpec(path=str(demo_model)))
-    check_partition(config, 2, 2)
-    with pytest.raises(UserError, match=r"engine\.tensor_parallel_size must divide num_attention_heads=4, got 3"):
-        check_partition(config, 3, 1)
-    with pytest.raises(UserError, match=r"engine\.pipeline_parallel_size must be <= num_hidden_layers=4, got 5"):
-        check_partition(config, 1, 5)
