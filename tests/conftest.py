@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -15,8 +16,14 @@ os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(16))
 # OpenMP's threads spin while they wait for each other, here and in every engine: with more of them than cores (tests
 # that run beside each other, a busy machine) training a tiny model took 194 s, and 13 s where they sleep
 os.environ.update(OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="0", KMP_BLOCKTIME="0")
+FOLDER = tempfile.mkdtemp(prefix="manta-tests-")
+"""Of this process: what is made once for many tests. It goes when they are done."""
 # a developer's own choices are none of the tests'
-os.environ["MANTA_CONF"] = tempfile.mkdtemp(prefix="manta-conf-")
+os.environ.update(MANTA_CONF=tempfile.mkdtemp(dir=FOLDER), MANTA_TESTS=FOLDER)
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(FOLDER, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

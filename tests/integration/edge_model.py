@@ -60,7 +60,7 @@ def exported_by(script: str, name: str, cases: Iterable[str], *first: Path) -> d
         cases: their names.
         first: folders that come first in the script's path of Python.
     """
-    folder = Path(mkdtemp(prefix=f"manta-{name}-"))
+    folder = Path(mkdtemp(prefix=f"{name}-", dir=os.environ["MANTA_TESTS"]))
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*first, ROOT, *sys.path]))}
     command = [sys.executable, script, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=env, check=False)
