@@ -16,6 +16,8 @@ import re
 import signal
 import sys
 
+from serve.engine.vllm.waiting import take_naps
+
 _PR_SET_PDEATHSIG = 1
 """Source: linux/prctl.h."""
 _PLACES = ("GOMP_CPU_AFFINITY", "OMP_PLACES")
@@ -42,5 +44,13 @@ def _begin_child() -> None:
     _take_cores()
 
 
+def _is_cpu() -> bool:
+    from vllm.platforms import current_platform
+
+    return current_platform.is_cpu()
+
+
 _end_with_parent()
+if _is_cpu():
+    take_naps()
 os.register_at_fork(after_in_child=_begin_child)
