@@ -29,6 +29,7 @@ from bench_rounding import Found, divergences
 
 LARGEST = 448.0
 """Of E4M3, torch.float8_e4m3fn."""
+LEAST_SCALE = 1 / (LARGEST * 512)
 
 
 def dense(source: Path, saved: Path) -> Any:
@@ -40,14 +41,14 @@ def dense(source: Path, saved: Path) -> Any:
 
     held = {name: tensor for path in sorted(saved.glob("*.safetensors")) for name, tensor in load_file(path).items()}
     model = load_decoder(source, torch.float32)
-    num_rounded = 0
+    num_scales = 0
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name in held:
                 scale = held.get(f"{name}_scale")
                 weight.copy_(held[name].float() * (1 if scale is None else scale.float()))
-                num_rounded += scale is not None
-    assert num_rounded, f"{saved} has no scales"
+                num_scales += scale is not None
+    assert num_scales == 7 * model.config.num_hidden_layers, f"{saved} has {num_scales} scales"
     return model
 
 
@@ -58,7 +59,7 @@ def rounded(values: Any) -> Any:
     """
     import torch
 
-    scale = values.float().abs().amax(-1, keepdim=True).clamp_min(1e-12) / LARGEST
+    scale = (values.float().abs().amax(-1, keepdim=True) / LARGEST).clamp_min(LEAST_SCALE)
     return ((values.float() / scale).to(torch.float8_e4m3fn).float() * scale).to(values.dtype)
 
 
@@ -85,12 +86,12 @@ def ask(source: Path, work: Path, rows: list[dict[str, str]]) -> tuple[Found, Fo
     saved, folder = work / "fp8", work / "dense"
     manta("optimize", f"model.path={source}", "recipe=fp8", f"output.path={saved}", "output.register=false")
     parent, model = load_decoder(source, torch.float32), dense(source, saved)
-    folder.mkdir()
-    save_decoder(model, source, folder)
     for name, layer in model.named_modules():
         if isinstance(layer, torch.nn.Linear) and name != "lm_head":
             layer.register_forward_pre_hook(lambda _layer, inputs: (rounded(inputs[0]),))
     nats = divergences(parent, model, source, rows)
+    folder.mkdir()
+    save_decoder(model, source, folder)  # in bfloat16: it changes the model
     right = _right(source, rows)
     with rounding_inputs(parent.config.vocab_size):
         right_rounded = _right(folder, rows)

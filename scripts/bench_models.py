@@ -84,7 +84,7 @@ def num_parameters(config: dict[str, Any]) -> int:
     hidden, heads, kv_heads = (config[k] for k in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
     attention = 2 * hidden * config["head_dim"] * (heads + kv_heads)
     if config["attention_bias"]:
-        attention += config["head_dim"] * (heads + 2 * kv_heads)
+        attention += config["head_dim"] * (heads + 2 * kv_heads) + hidden
     layer = attention + 3 * hidden * config["intermediate_size"] + 2 * hidden
     embeddings = config["vocab_size"] * hidden * (1 if config["tie_word_embeddings"] else 2)
     return config["num_hidden_layers"] * layer + embeddings + hidden

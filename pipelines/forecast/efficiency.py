@@ -21,6 +21,8 @@ MIN_INFERENCE_S = 30.0
 UNKNOWN_SPREAD = 0.25
 """What the roofline may be wrong by before a job of the kind has been seen."""
 LEAST_SPREAD = 0.05
+ROOFLINE = "r2"
+"""Which one predicted: what was learned beside another says nothing of this one. It changes with form and constants."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +48,7 @@ def table_path() -> Path:
 
 def key_of(hardware: str, size_class: str, weight_kind: str) -> str:
     """Returns what jobs are told apart by."""
-    return f"{hardware}/{size_class}/{weight_kind}"
+    return f"{hardware}/{size_class}/{weight_kind}/{ROOFLINE}"
 
 
 def look_up(key: str, path: Path | None = None) -> Efficiency:

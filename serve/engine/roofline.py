@@ -16,8 +16,9 @@ COMPUTE_EFFICIENCY = 0.70
 (11,400 tokens/s) and 1.1 B with two (48,000) on an H200, 512 sequences an engine."""
 MEMORY_EFFICIENCY = 0.85
 """Of a GPU's bandwidth. Assumed, not fitted: none of the measured points is bound by memory."""
-GPU_LAYER_TOKEN_S = 0.205e-6
-"""Seconds of the device for a token in a layer, whatever the layer's size: norms, positions, attention's kernels."""
+GPU_LAYER_TOKEN_S = 0.54e-6
+"""Seconds of the device for an answer's token in a layer, whatever the layer's size: attention's kernels, which hold
+few rows of a sequence, and small ones. Not of a prompt's: loads of nearly only prompts take no more."""
 GPU_STEP_S = 2.7e-3
 """Seconds of the engine's CPU side for a step, while the device computes the step before. Fitted, as the next one, to
 1.1 B with one engine on an H200: 25,600 tokens/s at 512 sequences, 27,000 at 1,024."""
@@ -122,16 +123,15 @@ def predict_rate(
         cpu = steps * CPU_STEP_S + tokens * CPU_SEQUENCE_S
         shared = engines_per_device * (device + cpu)
     else:
-        device += n * (w.computed_tokens + decoded) * size.num_layers * GPU_LAYER_TOKEN_S / (tp * pp)
+        device += n * decoded * size.num_layers * GPU_LAYER_TOKEN_S / (tp * pp)
         cpu = steps * GPU_STEP_S + tokens * GPU_SEQUENCE_CPU_S
         # vLLM schedules a step while the device computes the one before (asynchronous scheduling, its default)
         shared = max(engines_per_device * device, cpu)
-    floor = _met_weights(size, 1) / (ranks * hardware.bytes_per_s * MEMORY_EFFICIENCY) + (
-        CPU_STEP_S if is_cpu else GPU_STEP_S
-    )
+    read = _met_weights(size, 1) / (ranks * hardware.bytes_per_s * MEMORY_EFFICIENCY)
+    floor = read + CPU_STEP_S if is_cpu else max(read, GPU_STEP_S)
     rows = engines_per_device * n / shared * (PIPELINE_EFFICIENCY if pp > 1 else 1.0)
     bound = "compute" if 2 * compute >= products + attention else "memory"
-    if cpu > engines_per_device * device:
+    if cpu > (device if is_cpu else engines_per_device * device):
         bound = "cpu"
     return Rate(rows_per_s=rows, step_s=shared / steps, floor_s=floor, bound=bound)
 

@@ -11,9 +11,7 @@ from conf.schema.engine import Device, EngineSpec
 from conf.schema.model import ModelSpec
 from conf.schema.task import Task
 from serve.engine.adapters import highest_rank
-from serve.engine.checkpoint import plain_config
 from serve.engine.dtype import served_dtype
-from serve.engine.hardware import gpu_name
 from serve.engine.placement import cpu_threads
 from serve.engine.vllm.graphs import with_graphs
 
@@ -66,7 +64,7 @@ def engine_arguments(model: ModelSpec, spec: EngineSpec, device: Device, task: T
             # vLLM refuses to start where less than this is free, whatever its cache is told to take
             arguments["gpu_memory_utilization"] = SHARED_FRACTION / spec.engines_per_device
     arguments |= spec.vllm
-    return arguments if device is Device.cpu else with_graphs(arguments, plain_config(model.path), gpu_name())
+    return arguments if device is Device.cpu else with_graphs(arguments)
 
 
 def _adapter_arguments(model: ModelSpec, device: Device) -> dict[str, Any]:

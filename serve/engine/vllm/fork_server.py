@@ -51,6 +51,6 @@ def _is_cpu() -> bool:
 
 
 _end_with_parent()
+os.register_at_fork(after_in_child=_begin_child)
 if _is_cpu():
     take_naps()
-os.register_at_fork(after_in_child=_begin_child)

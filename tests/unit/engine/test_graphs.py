@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,15 +10,11 @@ import pytest
 from conf.schema.engine import Device, EngineSpec
 from conf.schema.model import ModelSpec
 from conf.schema.task import Task
-from serve.engine.vllm import arguments as arguments_module
 from serve.engine.vllm import graphs
 from serve.engine.vllm.arguments import engine_arguments
 from serve.engine.vllm.graphs import SIZES, UNCOUNTED_FRACTION, with_graphs
 
 MODEL = ModelSpec(path="/m")
-PLAIN = {"runner": "generate", "dtype": "auto", "tensor_parallel_size": 1, "pipeline_parallel_size": 1}
-LLAMA = {"model_type": "llama", "dtype": "bfloat16"}
-H200 = "NVIDIA H200"
 
 
 def compilation(task: Task = Task.generate, device: Device = Device.cuda, **said: Any) -> dict[str, Any] | None:
@@ -59,50 +53,6 @@ def test_what_the_user_says_of_graphs_is_left_alone(said: dict[str, Any]) -> Non
 def test_what_else_the_user_says_of_compiling_stays() -> None:
     said = {"pass_config": {"fuse_allreduce_rms": False}}
     assert compilation(compilation_config=said) == {**said, "cudagraph_capture_sizes": list(SIZES)}
-
-
-def test_a_whole_step_is_a_graph_and_nothing_is_compiled_where_attention_can_be_captured() -> None:
-    expected = {"mode": 0, "cudagraph_mode": "FULL", "cudagraph_capture_sizes": list(SIZES)}
-    assert with_graphs(PLAIN, LLAMA, H200)["compilation_config"] == expected
-    assert with_graphs(PLAIN, {"model_type": "qwen2"}, "NVIDIA H100 80GB HBM3")["compilation_config"] == expected
-    assert with_graphs(PLAIN, LLAMA | {"quantization_config": None}, H200)["compilation_config"] == expected
-    fp8 = LLAMA | {"quantization_config": {"quant_method": "compressed-tensors"}}
-    assert with_graphs(PLAIN, fp8, H200)["compilation_config"] == expected
-
-
-@pytest.mark.parametrize(
-    "arguments, config, gpu",
-    [
-        ({}, LLAMA, None),
-        ({}, LLAMA, "NVIDIA A100-SXM4-80GB"),
-        ({}, LLAMA, "NVIDIA B200"),
-        ({}, None, H200),
-        ({}, {}, H200),
-        ({}, {"model_type": "deepseek_v3"}, H200),
-        ({}, LLAMA | {"quantization_config": {"quant_method": "gptq"}}, H200),
-        ({}, LLAMA | {"dtype": "float32"}, H200),
-        ({"dtype": "float32"}, LLAMA, H200),
-        ({"quantization": "fp8"}, LLAMA, H200),
-        ({"tensor_parallel_size": 2}, LLAMA, H200),
-        ({"pipeline_parallel_size": 2}, LLAMA, H200),
-        ({"attention_backend": "FLASHINFER"}, LLAMA, H200),
-        ({"speculative_config": {"method": "ngram"}}, LLAMA, H200),
-        ({"compilation_config": {"pass_config": {"fuse_norm_quant": True}}}, LLAMA, H200),
-    ],
-)
-def test_elsewhere_layers_are_compiled_and_captured_in_pieces(
-    arguments: dict[str, Any], config: dict[str, Any] | None, gpu: str | None
-) -> None:
-    chosen = with_graphs(PLAIN | arguments, config, gpu)["compilation_config"]
-    assert chosen == {**arguments.get("compilation_config", {}), "cudagraph_capture_sizes": list(SIZES)}
-
-
-def test_the_models_own_file_and_the_machines_gpu_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arguments_module, "gpu_name", lambda: H200)
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
-    chosen = engine_arguments(ModelSpec(path=str(tmp_path)), EngineSpec(), Device.cuda)["compilation_config"]
-    assert chosen["cudagraph_mode"] == "FULL"
-    assert "mode" not in engine_arguments(MODEL, EngineSpec(), Device.cuda)["compilation_config"]
 
 
 def test_adapters_keep_vllms_own_sizes() -> None:

@@ -11,6 +11,7 @@ from conf.entry import compose
 from conf.schema.engine import Device
 from pipelines.batch.plan import make_plan
 from pipelines.forecast.actual import with_prediction
+from pipelines.forecast.efficiency import ROOFLINE
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_a_job_is_compared_and_taught(cache: Path):
     first = with_prediction(plan, record())["predicted"]
     assert first["inference_s"] == first["roofline_s"] > 0
     assert first["actual_over_predicted"] == pytest.approx(40 / first["roofline_s"])
-    assert json.loads(cache.read_text())["cpu/4m/bf16"]["start_s"] == [6.0]
+    assert json.loads(cache.read_text())[f"cpu/4m/bf16/{ROOFLINE}"]["start_s"] == [6.0]
     again = with_prediction(plan, record())["predicted"]
     assert again["actual_over_predicted"] == pytest.approx(1, rel=0.01)
 
