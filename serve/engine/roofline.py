@@ -12,18 +12,18 @@ from serve.engine.hardware import Hardware
 from serve.engine.model_size import ModelSize
 
 COMPUTE_EFFICIENCY = 0.70
-"""Of a GPU's dense FLOP/s, attention's reads and small kernels apart. Fitted, with the next one, to 8 B with one engine
-(11,400 tokens/s) and 1.1 B with two (48,000) on an H200, 512 sequences an engine."""
+"""Of a GPU's dense FLOP/s, attention's reads and small kernels apart. Fitted, with `GPU_LAYER_TOKEN_S`, to 8 B with one
+engine (11,400 tokens/s) and 1.1 B with two (47,900) on an H200, 512 sequences an engine."""
 MEMORY_EFFICIENCY = 0.85
 """Of a GPU's bandwidth. Assumed, not fitted: none of the measured points is bound by memory."""
 GPU_LAYER_TOKEN_S = 0.54e-6
-"""Seconds of the device for an answer's token in a layer, whatever the layer's size: attention's kernels, which hold
-few rows of a sequence, and small ones. Not of a prompt's: loads of nearly only prompts take no more."""
+"""Seconds of the device for an answer's token in a layer, whatever its size: small kernels, and attention's over few
+rows. Not of a prompt's: loads of nearly only prompts take no more."""
 GPU_STEP_S = 2.7e-3
-"""Seconds of the engine's CPU side for a step, while the device computes the step before. Fitted, as the next one, to
-1.1 B with one engine on an H200: 25,600 tokens/s at 512 sequences, 27,000 at 1,024."""
+"""Seconds of the engine's CPU side for a step, while the device computes the step before."""
 GPU_SEQUENCE_CPU_S = 34e-6
-"""Seconds of the CPU side for a sequence's token."""
+"""Seconds of the CPU side for an answer's token. Fitted to 1.1 B with one engine on an H200 with 16 of 64 busy cores:
+25,500 tokens/s at 512 sequences; on a free host it had 27,000 to 33,600."""
 CPU_EFFICIENCY = 0.67
 """Of `hardware.CPU_FLOP_PER_S`, which is what was fitted."""
 CPU_STEP_S = 4e-3
@@ -118,15 +118,15 @@ def predict_rate(
     attention = n * decoded * (w.prompt_tokens + decoded / 2) * kv / bandwidth
     exchange = _exchange(size, hardware, n * (w.computed_tokens + decoded), steps, tp) / pp
     device = products + attention + exchange
-    tokens = n * max(decoded, 1.0)
     if is_cpu:
-        cpu = steps * CPU_STEP_S + tokens * CPU_SEQUENCE_S
+        cpu = steps * CPU_STEP_S + n * max(decoded, 1.0) * CPU_SEQUENCE_S
         shared = engines_per_device * (device + cpu)
     else:
         device += n * decoded * size.num_layers * GPU_LAYER_TOKEN_S / (tp * pp)
-        cpu = steps * GPU_STEP_S + tokens * GPU_SEQUENCE_CPU_S
-        # vLLM schedules a step while the device computes the one before (asynchronous scheduling, its default)
-        shared = max(engines_per_device * device, cpu)
+        cpu = steps * GPU_STEP_S + n * decoded * GPU_SEQUENCE_CPU_S
+        # where it decodes, vLLM schedules a step while the device computes the one before (asynchronous scheduling, its
+        # default); what has no answers takes turns
+        shared = max(engines_per_device * device, cpu if decoded else device + cpu)
     read = _met_weights(size, 1) / (ranks * hardware.bytes_per_s * MEMORY_EFFICIENCY)
     floor = read + CPU_STEP_S if is_cpu else max(read, GPU_STEP_S)
     rows = engines_per_device * n / shared * (PIPELINE_EFFICIENCY if pp > 1 else 1.0)

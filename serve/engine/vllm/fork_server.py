@@ -3,9 +3,10 @@
 When the replica ends, however it ends, the kernel ends the server, and with it the engine's process. Nothing else
 would: an engine whose replica was killed keeps its GPU's memory for ever. See `core_process`.
 
-On CPUs vLLM gives each worker its cores through the environment (vllm/utils/ompmultiprocessing.py), which OpenMP reads
-as it is loaded. Here it was loaded long before: without what is done below, each worker would compute with as many
-threads as the machine has cores, beside all others' and its own engine's.
+On CPUs processes that wait for each other nap, see `waiting`. There vLLM gives each worker its cores through the
+environment (vllm/utils/ompmultiprocessing.py), which OpenMP reads as it is loaded. Here it was loaded long before:
+without what is done below, each worker would compute with as many threads as the machine has cores, beside all others'
+and its own engine's.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ H200 = gpus("h200")
     "size,num_seqs,engines,low,high",
     [
         (LLAMA_1B, 512, 1, 25_500, 25_600),
-        (LLAMA_1B, 1024, 1, 26_600, 27_800),
         (LLAMA_1B, 512, 2, 47_900, 48_500),
         (LLAMA_1B, 512, 3, 46_200, 46_200),
         (LLAMA_1B, 512, 4, 43_300, 43_300),
@@ -41,7 +40,7 @@ def test_measured_points_are_met_within_eight_percent(
         (llama(5120, 13824, 40, 40, 8), 60.5),
     ],
 )
-def test_models_that_had_no_say_are_met_within_fifteen_percent(size: ModelSize, seconds: float):
+def test_models_that_are_not_in_the_fit_are_met_within_fifteen_percent(size: ModelSize, seconds: float):
     """Seconds for 3,000 rows on an H200, docs/benchmarks/offline.md; the first two had 6,000 and 4,000."""
     job = replace(MEASURED, rows=3000, longest_answer_tokens=254)
     assert job_seconds(predict_rate(size, H200, job, 512), job, 1) == pytest.approx(seconds, rel=0.15)
