@@ -14,18 +14,15 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import demo_teacher
 import demo_tickets
 import numpy as np
 from bench_machine import machine
 from bench_optimize import manta
-from bench_rounding import Found, divergences
+from bench_rounding import Found, divergences, right, tensors
 
 LARGEST = 448.0
 """Of E4M3, torch.float8_e4m3fn."""
@@ -35,11 +32,10 @@ LEAST_SCALE = 1 / (LARGEST * 512)
 def dense(source: Path, saved: Path) -> Any:
     """Returns a model in float32 with the weights of an FP8 checkpoint."""
     import torch
-    from safetensors.torch import load_file
 
     from pipelines.optimize.decoder import load_decoder
 
-    held = {name: tensor for path in sorted(saved.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+    held = tensors(saved)
     model = load_decoder(source, torch.float32)
     num_scales = 0
     with torch.no_grad():
@@ -63,45 +59,35 @@ def rounded(values: Any) -> Any:
     return ((values.float() / scale).to(torch.float8_e4m3fn).float() * scale).to(values.dtype)
 
 
-@contextmanager
-def rounding_inputs(vocab_size: int) -> Iterator[None]:
-    """Rounds what goes into linear layers while it lasts, but for the output embedding's."""
+def round_inputs(model: Any) -> None:
+    """Has a model's linear layers round what goes into them, but for the output embedding's."""
     import torch
 
-    plain = torch.nn.Linear.forward
-
-    def forward(self: Any, values: Any) -> Any:
-        return plain(self, values if self.out_features == vocab_size else rounded(values))
-
-    with mock.patch.object(torch.nn.Linear, "forward", forward):
-        yield
+    for name, layer in model.named_modules():
+        if isinstance(layer, torch.nn.Linear) and name != "lm_head":
+            layer.register_forward_pre_hook(lambda _layer, inputs: (rounded(inputs[0]),))
 
 
 def ask(source: Path, work: Path, rows: list[dict[str, str]]) -> tuple[Found, Found]:
     """Returns what the tickets say of a model and of its FP8 form, made below ``work``."""
     import torch
+    import transformers
 
     from pipelines.optimize.decoder import load_decoder, save_decoder
 
     saved, folder = work / "fp8", work / "dense"
     manta("optimize", f"model.path={source}", "recipe=fp8", f"output.path={saved}", "output.register=false")
-    parent, model = load_decoder(source, torch.float32), dense(source, saved)
-    for name, layer in model.named_modules():
-        if isinstance(layer, torch.nn.Linear) and name != "lm_head":
-            layer.register_forward_pre_hook(lambda _layer, inputs: (rounded(inputs[0]),))
-    nats = divergences(parent, model, source, rows)
+    model = dense(source, saved)
+    round_inputs(model)
+    nats = divergences(load_decoder(source, torch.float32), model, source, rows)
     folder.mkdir()
     save_decoder(model, source, folder)  # in bfloat16: it changes the model
-    right = _right(source, rows)
-    with rounding_inputs(parent.config.vocab_size):
-        right_rounded = _right(folder, rows)
-    before = Found(is_right=right, nats=np.zeros_like(nats), from_teacher=None)
-    return before, Found(is_right=right_rounded, nats=nats, from_teacher=None)
-
-
-def _right(folder: Path, rows: list[dict[str, str]]) -> np.ndarray:
-    misses = {row["id"] for row in demo_teacher.evaluate(folder, rows, "cpu")["misses"]}
-    return np.array([row["id"] not in misses for row in rows])
+    served = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    round_inputs(served)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    before, after = demo_teacher.evaluate(source, rows, "cpu"), demo_teacher.score(served, tokenizer, rows)
+    plain = Found(is_right=right(before, rows), nats=np.zeros_like(nats), from_teacher=None)
+    return plain, Found(is_right=right(after, rows), nats=nats, from_teacher=None)
 
 
 def main() -> None:

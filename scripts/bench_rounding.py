@@ -116,7 +116,7 @@ def dense(source: Path, saved: Path) -> Any:
     model = load_decoder(source, torch.float32)
     if saved == source:
         return model
-    held = _tensors(saved)
+    held = tensors(saved)
     assert set(held) == set(read_tensors(saved))
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -131,7 +131,8 @@ def dense(source: Path, saved: Path) -> Any:
     return model
 
 
-def _tensors(folder: Path) -> dict[str, Any]:
+def tensors(folder: Path) -> dict[str, Any]:
+    """Returns what a checkpoint's files hold, by name."""
     from safetensors.torch import load_file
 
     return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
@@ -169,9 +170,14 @@ def ask(saved: Path, args: argparse.Namespace, rows: list[dict[str, str]]) -> Fo
     from_teacher = None if teacher is None else divergences(teacher, model, source, rows)
     work.mkdir(parents=True, exist_ok=True)
     save_decoder(model, source, work)
-    misses = {row["id"] for row in demo_teacher.evaluate(work, rows, "cpu")["misses"]}
-    is_right = np.array([row["id"] not in misses for row in rows])
+    is_right = right(demo_teacher.evaluate(work, rows, "cpu"), rows)
     return Found(is_right=is_right, nats=nats, from_teacher=from_teacher)
+
+
+def right(scored: dict[str, Any], rows: list[dict[str, str]]) -> np.ndarray:
+    """Returns which tickets were answered rightly, bool [rows]."""
+    misses = {row["id"] for row in scored["misses"]}
+    return np.array([row["id"] not in misses for row in rows])
 
 
 def divergences(parent: Any, model: Any, folder: Path, rows: list[dict[str, str]]) -> np.ndarray:

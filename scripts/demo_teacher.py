@@ -162,12 +162,19 @@ def evaluate(folder: pathlib.Path, rows: list[dict[str, str]], device: str, batc
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     model = model.to(device).eval()
+    return score(model, tokenizer, rows, batch_size)
+
+
+def score(model: Any, tokenizer: Any, rows: list[dict[str, str]], batch_size: int = 300) -> dict[str, Any]:
+    """Does what `evaluate` does, of a model that is loaded."""
+    import torch
+
     misses, right = [], dict.fromkeys(demo_tickets.FIELDS, 0)
     for at in range(0, len(rows), batch_size):
         part = rows[at : at + batch_size]
         chats = [[{"role": "user", "content": row["ticket"]}] for row in part]
         prompts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
-        inputs = tokenizer(prompts, padding=True, add_special_tokens=False, return_tensors="pt").to(device)
+        inputs = tokenizer(prompts, padding=True, add_special_tokens=False, return_tensors="pt").to(model.device)
         with torch.inference_mode():
             output = model.generate(**inputs)
         texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

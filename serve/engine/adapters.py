@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from conf.errors import UserError, nearest
 from conf.schema.model import ModelSpec
+from serve.engine.checkpoint import read_object
 from serve.engine.errors import RequestRejected
 
 MAX_RANK = 512
@@ -60,17 +59,8 @@ def _read_rank(model: ModelSpec, name: str) -> int:
 
     Source: peft's LoraConfig, fields peft_type, r and rank_pattern.
     """
-    key, folder = _key(model, name), Path(model.adapters[name]).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"{key}: no such folder (it must be a local folder with adapter_config.json)")
-    try:
-        config: Any = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{key}: no adapter_config.json in it") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{key}: adapter_config.json cannot be read: {error}") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{key}: adapter_config.json must hold an object")
+    key = _key(model, name)
+    config = read_object(key, model.adapters[name], "adapter_config.json")
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
         raise UserError(f"{key}: peft_type must be LORA, got {kind}")

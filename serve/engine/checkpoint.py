@@ -17,17 +17,7 @@ def read_model_config(model: ModelSpec) -> dict[str, Any]:
     Raises:
         UserError: when the folder is no checkpoint in Hugging Face's layout.
     """
-    folder = Path(model.path).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"model.path={model.path}: no such folder (it must be a local folder with config.json)")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"model.path={model.path}: no config.json in it") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.path={model.path}: config.json cannot be read: {error}") from None
-    if not isinstance(config, dict):
-        raise UserError(f"model.path={model.path}: config.json must hold an object")
+    config = read_object(f"model.path={model.path}", model.path, "config.json")
     tokenizer = Path(model.tokenizer or model.path).expanduser()
     files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
     if not any((tokenizer / name).is_file() for name in files):
@@ -37,13 +27,37 @@ def read_model_config(model: ModelSpec) -> dict[str, Any]:
     return config
 
 
+def read_object(key: str, path: str, name: str) -> dict[str, Any]:
+    """Reads a JSON object of a folder that the user named.
+
+    Args:
+        key: what the user set, with its value; errors begin with it.
+        path: the folder.
+        name: of the file in it.
+
+    Raises:
+        UserError: when it is not there, or no object.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{key}: no such folder (it must be a local folder with {name})")
+    try:
+        found = json.loads((folder / name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{key}: no {name} in it") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{key}: {name} cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{key}: {name} must hold an object")
+    return found
+
+
 def plain_config(path: str) -> dict[str, Any]:
     """Returns a checkpoint's config.json; nothing where it cannot be read, of which `read_model_config` says why."""
     try:
-        config = json.loads((Path(path).expanduser() / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object("", path, "config.json")
+    except UserError:
         return {}
-    return config if isinstance(config, dict) else {}
 
 
 def context_tokens(config: dict[str, Any], max_model_len: int | None) -> int:
