@@ -32,12 +32,12 @@ async def start_vllm(
         EngineDead: when it does not start; the cause says why.
     """
     before = time.monotonic()
-    set_environment(spec, device, share)
     inline = spec.process is EngineProcess.inline or (spec.process is EngineProcess.auto and device is Device.cpu)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if inline else "1"
     stats = EngineStats()
     engine = (InlineVllm if inline else SeparateVllm)(spec, stats, Questions(task, model.adapters))
     try:
+        set_environment(model, spec, device, share, task)
         await engine.start(engine_arguments(model, spec, device, task))
     except Exception as error:
         raise EngineDead(f"vLLM did not start: {type(error).__name__}: {error}") from error

@@ -147,8 +147,8 @@ async def start_api(
     Raises:
         EngineDead: when it does not start; the cause says why.
     """
-    set_environment(spec, device, share)
     try:
+        set_environment(model, spec, device, share, task)
         prepare_core_process()
         # who waits for an answer goes before what runs in bulk: the requests say which they are
         own = {"served_model_name": [model.name], "scheduling_policy": "priority"}

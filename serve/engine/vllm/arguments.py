@@ -11,9 +11,11 @@ from conf.schema.engine import Device, EngineSpec
 from conf.schema.model import ModelSpec
 from conf.schema.task import Task
 from serve.engine.adapters import highest_rank
+from serve.engine.checkpoint import plain_config
 from serve.engine.dtype import served_dtype
+from serve.engine.hardware import gpu_name
 from serve.engine.placement import cpu_threads
-from serve.engine.vllm.graphs import with_graphs
+from serve.engine.vllm.graphs import UNCOMPILED, needs_no_compiling, with_graphs
 
 DEFAULT_KV_CACHE_BYTES = 1 << 30
 SHARED_FRACTION = 0.9
@@ -27,11 +29,16 @@ MAX_LOADED_ADAPTERS = 64
 
 
 def engine_arguments(model: ModelSpec, spec: EngineSpec, device: Device, task: Task = Task.generate) -> dict[str, Any]:
-    """Returns vLLM's engine arguments; what `engine.vllm` holds wins.
+    """Returns vLLM's engine arguments, once `set_environment` has been called; what `engine.vllm` holds wins.
 
     Raises:
         UserError: when an adapter's folder cannot be read.
     """
+    arguments = _arguments(model, spec, device, task)
+    return arguments if device is Device.cpu else with_graphs(arguments, os.environ.get(UNCOMPILED) == "1")
+
+
+def _arguments(model: ModelSpec, spec: EngineSpec, device: Device, task: Task) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "model": model.path,
         "tokenizer": model.tokenizer or model.path,
@@ -63,8 +70,7 @@ def engine_arguments(model: ModelSpec, spec: EngineSpec, device: Device, task: T
         if spec.engines_per_device > 1:
             # vLLM refuses to start where less than this is free, whatever its cache is told to take
             arguments["gpu_memory_utilization"] = SHARED_FRACTION / spec.engines_per_device
-    arguments |= spec.vllm
-    return arguments if device is Device.cpu else with_graphs(arguments)
+    return arguments | spec.vllm
 
 
 def _adapter_arguments(model: ModelSpec, device: Device) -> dict[str, Any]:
@@ -92,13 +98,26 @@ def with_objects(arguments: dict[str, Any]) -> dict[str, Any]:
     return {**arguments, "structured_outputs_config": StructuredOutputsConfig(**grammar)}
 
 
-def set_environment(spec: EngineSpec, device: Device, share: int) -> None:
-    """Sets what vLLM reads from the environment, before it is imported; what the user set wins."""
+def set_environment(model: ModelSpec, spec: EngineSpec, device: Device, share: int, task: Task) -> None:
+    """Sets what vLLM reads from the environment, before it is imported; what the user set wins.
+
+    Args:
+        model: the checkpoint and its adapters.
+        spec: sizes and vLLM's own arguments.
+        device: cpu or cuda, decided.
+        share: engines that share this machine's cores; only the CPU cares.
+        task: what its requests ask for.
+
+    Raises:
+        UserError: when an adapter's folder cannot be read.
+    """
     defaults = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
     if device is Device.cpu:
         os.environ.pop("OMP_NUM_THREADS", None)  # Ray sets it to the actor's CPUs
         gib = math.ceil((spec.kv_cache_bytes or DEFAULT_KV_CACHE_BYTES) / (1 << 30))
         defaults |= {"VLLM_CPU_KVCACHE_SPACE": str(gib), **cpu_threads(spec.world_size, share)}
+    elif needs_no_compiling(_arguments(model, spec, device, task), plain_config(model.path), gpu_name()):
+        defaults[UNCOMPILED] = "1"
     for key, value in defaults.items():
         os.environ.setdefault(key, value)
     os.environ.update(spec.env)

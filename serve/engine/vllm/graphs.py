@@ -1,7 +1,9 @@
-"""CUDA graphs of an engine's steps: how many tokens a step may have and still be launched as one.
+"""CUDA graphs of an engine's steps: how many tokens a step may have and still be launched as one, and how they are cut.
 
 A step that mixes prefill and decode has more tokens than vLLM captures (512), so it was launched kernel by kernel, from
-Python: 25 of 43 ms a step of an 8 B model with 512 sequences, for which the GPU waited; see docs/decisions/0015.
+Python: 25 of 43 ms a step of an 8 B model with 512 sequences, for which the GPU waited; see docs/decisions/0015. What
+is captured between two calls of attention need not be compiled for that, which is most of an engine's start; see
+docs/decisions/0025.
 """
 
 from __future__ import annotations
@@ -21,31 +23,90 @@ COUNTED_SINCE = (0, 32)
 """vLLM's version in which its newer model runner counts the graphs' memory before it sizes the KV cache; 0.26 does not,
 those between were not looked at."""
 UNCOUNTED_FRACTION = 0.85
-"""gpu_memory_utilization before that, for vLLM's 0.9: the graphs of an 8 B model take 4 GB more than its own."""
+"""gpu_memory_utilization where vLLM counts none of them, or too few: graphs of an 8 B model take 4 to 9 GB more."""
+UNCOMPILED = "VLLM_USE_BREAKABLE_CUDAGRAPH"
+"""vLLM's variable: at 1 it cuts a step where attention is called while it captures it, and compiles nothing. It is read
+as vLLM's attention is imported. Source: vllm/compilation/breakable_cudagraph.py (0.32)."""
+UNCOMPILED_SINCE = (0, 32)
+"""The vLLM whose answers were checked so."""
+_DENSE = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+"""Dense layers, for which vLLM has kernels as fast as what it compiles. In fewer than 16 bits compiling fuses more."""
+_PLAIN = frozenset(
+    (
+        "disable_log_stats",
+        "dtype",
+        "enable_chunked_prefill",
+        "enable_prefix_caching",
+        "generation_config",
+        "gpu_memory_utilization",
+        "kv_cache_memory_bytes",
+        "load_format",
+        "max_logprobs",
+        "max_model_len",
+        "max_num_batched_tokens",
+        "max_num_seqs",
+        "model",
+        "pipeline_parallel_size",
+        "runner",
+        "seed",
+        "stream_interval",
+        "structured_outputs_config",
+        "tensor_parallel_size",
+        "tokenizer",
+        "trust_remote_code",
+    )
+)
+"""Arguments with which it was measured, and those that change nothing of a step."""
 
 
-def with_graphs(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def with_graphs(arguments: Mapping[str, Any], is_uncompiled: bool = False) -> dict[str, Any]:
     """Returns engine arguments that capture steps of up to 4,096 tokens, unless they say themselves what to capture.
 
     Args:
         arguments: for an engine on a GPU.
+        is_uncompiled: whether vLLM runs with `UNCOMPILED`.
     """
-    said = arguments.get("compilation_config", {})
-    is_said = not isinstance(said, Mapping) or any(name in said or name in arguments for name in _SAID)
-    # each size would be captured once for every number of active adapters, and what has no answers is not measured
-    is_other = arguments.get("enable_lora", False) or arguments["runner"] != "generate"
-    if is_said or is_other or arguments.get("enforce_eager"):
+    if not _is_silent(arguments):
         return dict(arguments)
-    memory = {} if counts_graphs() else {"gpu_memory_utilization": UNCOUNTED_FRACTION}
+    said = arguments.get("compilation_config", {})
+    memory = {"gpu_memory_utilization": UNCOUNTED_FRACTION} if is_uncompiled or not counts_graphs() else {}
     if "kv_cache_memory_bytes" in arguments:  # the cache has its size already
         memory = {}
     return {**memory, **arguments, "compilation_config": {**said, "cudagraph_capture_sizes": list(SIZES)}}
 
 
+def needs_no_compiling(arguments: Mapping[str, Any], config: Mapping[str, Any], gpu: str | None) -> bool:
+    """Says whether an engine is as fast with `UNCOMPILED`, and ready sooner.
+
+    Args:
+        arguments: of an engine on a device that is no CPU.
+        config: the model's config.json; empty where it cannot be read.
+        gpu: the name of this machine's NVIDIA GPU; null where there is none.
+    """
+    is_plain = _is_silent(arguments) and _PLAIN.issuperset(arguments)
+    is_one = arguments["tensor_parallel_size"] == arguments["pipeline_parallel_size"] == 1
+    dtype = config.get("dtype", config.get("torch_dtype")) if arguments["dtype"] == "auto" else arguments["dtype"]
+    has_16_bits = dtype in ("bfloat16", "float16", "half") and not config.get("quantization_config")
+    is_dense = config.get("architectures") in [[name] for name in _DENSE]
+    return gpu is not None and is_plain and is_one and has_16_bits and is_dense and _installed() >= UNCOMPILED_SINCE
+
+
 def counts_graphs() -> bool:
     """Says whether the vLLM that is installed leaves room for its graphs."""
+    return _installed() >= COUNTED_SINCE
+
+
+def _is_silent(arguments: Mapping[str, Any]) -> bool:
+    """Whether engine arguments leave graphs to us."""
+    said = arguments.get("compilation_config", {})
+    is_said = not isinstance(said, Mapping) or any(name in said or name in arguments for name in _SAID)
+    # each size would be captured once for every number of active adapters, and what has no answers is not measured
+    is_other = arguments.get("enable_lora", False) or arguments["runner"] != "generate"
+    return not (is_said or is_other or arguments.get("enforce_eager"))
+
+
+def _installed() -> tuple[int, ...]:
     try:
-        numbers = re.findall(r"\d+", version("vllm"))[:2]
+        return tuple(map(int, re.findall(r"\d+", version("vllm"))[:2]))
     except PackageNotFoundError:
-        return True
-    return tuple(map(int, numbers)) >= COUNTED_SINCE
+        return COUNTED_SINCE

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +12,85 @@ import pytest
 from conf.schema.engine import Device, EngineSpec
 from conf.schema.model import ModelSpec
 from conf.schema.task import Task
+from serve.engine.vllm import arguments as module
 from serve.engine.vllm import graphs
-from serve.engine.vllm.arguments import engine_arguments
-from serve.engine.vllm.graphs import SIZES, UNCOUNTED_FRACTION, with_graphs
+from serve.engine.vllm.arguments import engine_arguments, set_environment
+from serve.engine.vllm.graphs import SIZES, UNCOMPILED, UNCOUNTED_FRACTION, with_graphs
 
 MODEL = ModelSpec(path="/m")
+LLAMA = {"architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"}
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HUB_OFFLINE", "VLLM_NO_USAGE_STATS", "VLLM_USE_FLASHINFER_SAMPLER", UNCOMPILED):
+        monkeypatch.setenv(name, "")  # so that what is set is undone
+    monkeypatch.delenv(UNCOMPILED)
+
+
+def is_uncompiled(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    config: dict[str, Any] = LLAMA,
+    gpu: str | None = "NVIDIA L4",
+    task: Task = Task.generate,
+    spec: EngineSpec | None = None,
+    **model: Any,
+) -> bool:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(module, "gpu_name", lambda: gpu)
+    made, spec = ModelSpec(path=str(tmp_path), **model), spec or EngineSpec()
+    set_environment(made, spec, Device.cuda, 1, task)
+    arguments = engine_arguments(made, spec, Device.cuda, task)
+    assert (arguments.get("gpu_memory_utilization") == UNCOUNTED_FRACTION) == (module.os.environ.get(UNCOMPILED) == "1")
+    return module.os.environ.get(UNCOMPILED) == "1"
+
+
+def test_dense_layers_of_16_bits_are_captured_without_compiling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert is_uncompiled(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"gpu": None},
+        {"task": Task.embed},
+        {"dtype": "float32"},
+        {"config": {**LLAMA, "dtype": "float32"}},
+        {"config": {"architectures": ["LlamaForCausalLM"]}},
+        {"config": {**LLAMA, "quantization_config": {"quant_method": "fp8"}}},
+        {"config": {**LLAMA, "architectures": ["MixtralForCausalLM"]}},
+        {"config": {**LLAMA, "architectures": "LlamaForCausalLM"}},
+        {"config": {}},
+        {"spec": EngineSpec(tensor_parallel_size=2)},
+        {"spec": EngineSpec(pipeline_parallel_size=2)},
+        {"spec": EngineSpec(vllm={"enforce_eager": True})},
+        {"spec": EngineSpec(vllm={"hf_overrides": {"architectures": ["MixtralForCausalLM"]}})},
+        {"spec": EngineSpec(vllm={"quantization": "fp8"})},
+        {"spec": EngineSpec(vllm={"compilation_config": {"pass_config": {}}})},
+        {"spec": EngineSpec(env={UNCOMPILED: "0"})},
+    ],
+)
+def test_what_was_not_measured_or_is_said_is_compiled(
+    said: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not is_uncompiled(tmp_path, monkeypatch, **said)
+
+
+def test_older_vllm_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "version", lambda _: "0.31.2")
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    monkeypatch.setattr(module, "gpu_name", lambda: "NVIDIA L4")
+    set_environment(ModelSpec(path=str(tmp_path)), EngineSpec(), Device.cuda, 1, Task.generate)
+    assert UNCOMPILED not in module.os.environ
+
+
+def test_the_users_own_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(UNCOMPILED, "0")
+    assert not is_uncompiled(tmp_path, monkeypatch)
+    assert is_uncompiled(tmp_path, monkeypatch, gpu=None, spec=EngineSpec(env={UNCOMPILED: "1"}))
 
 
 def compilation(task: Task = Task.generate, device: Device = Device.cuda, **said: Any) -> dict[str, Any] | None:
