@@ -131,6 +131,14 @@ def gpu_name() -> str | None:
     return shown[0].strip() if shown else None
 
 
+def gpu_memory_bytes() -> int | None:
+    """Returns the memory of this machine's first GPU by its profile; null where it has none, or is divided (MIG)."""
+    shown = None if "MIG" in os.environ.get("CUDA_VISIBLE_DEVICES", "") else gpu_name()
+    known = profiles()
+    name = match_profile(shown, known) if shown else None
+    return known[name].memory_bytes if name else None
+
+
 def match_profile(shown: str, known: Mapping[str, HardwareSpec]) -> str | None:
     """Returns the profile of a GPU by its name: of those whose every word is in it, the one with the most words."""
     words = set(re.split(r"[\s\-]+", shown.lower()))

@@ -15,7 +15,13 @@ from serve.engine.roofline import BATCHED_TOKENS, Workload
 USED_FRACTION = 0.9
 """Of a GPU's memory. Source: vllm/config/cache.py, gpu_memory_utilization (0.26: 0.9; 0.32: 0.92)."""
 CONTEXT_BYTES = 1 << 30
-"""What CUDA, its graphs and libraries take of a GPU for each engine. Assumed."""
+"""What CUDA and its libraries take of a GPU for each engine. Assumed."""
+GRAPH_BYTES = 4 << 30
+"""What graphs of steps of up to 4,096 tokens take of a GPU for each engine, 2 to 9 GB (docs/benchmarks/offline.md)."""
+GRAPHED_FRACTION = 0.85
+"""gpu_memory_utilization where vLLM counts none of these graphs, or too few of them."""
+BESIDE_GRAPHS_BYTES = 20 << 30
+"""What such graphs must find free beside the weights, for them and a KV cache: a useful cache is worth more."""
 CPU_KV_BYTES = 1 << 30
 """The KV cache of an engine on CPU where nobody says another; see serve/engine/vllm/arguments.py."""
 DEVICES_PER_HOST = 8
@@ -54,6 +60,19 @@ class Room:
     """That fit; null where the size of an entry is unknown."""
 
 
+def holds_graphs(memory_bytes: float, weight_bytes: int, engines: int, kv_bytes: int | None) -> bool:
+    """Says whether a GPU has room for graphs of steps of up to 4,096 tokens, beside what is worth more than they are.
+
+    Args:
+        memory_bytes: of the GPU.
+        weight_bytes: of one engine on it.
+        engines: on it.
+        kv_bytes: of each engine's KV cache; null where it takes what is left.
+    """
+    free = memory_bytes * GRAPHED_FRACTION / engines - weight_bytes
+    return free >= (BESIDE_GRAPHS_BYTES if kv_bytes is None else kv_bytes + 2 * GRAPH_BYTES)
+
+
 def room_for(
     size: ModelSize, hardware: Hardware, tp: int, pp: int, engines: int, num_seqs: int, wish: Wish
 ) -> Room | None:
@@ -69,7 +88,8 @@ def room_for(
     else:
         # hidden states of a full step, the MLP's inner ones, and logits of all sequences in float32 twice
         working = BATCHED_TOKENS * size.hidden_size * 2 * 12 + num_seqs * size.vocab_size * 8 / tp
-        taken = round(weights + working + CONTEXT_BYTES)
+        graphs = GRAPH_BYTES if holds_graphs(hardware.memory_bytes, weights, engines, wish.kv_cache_bytes) else 0
+        taken = round(weights + working + CONTEXT_BYTES + graphs)
         free = hardware.memory_bytes * (wish.memory_fraction or USED_FRACTION) / engines - taken
         kv_bytes = wish.kv_cache_bytes or int(free)
         if free <= 0 or kv_bytes > free + hardware.memory_bytes * 0.1:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from conf.schema.engine import Device, EngineSpec
 from conf.schema.model import ModelSpec
 from conf.schema.task import Task
 from serve.engine.adapters import highest_rank
+from serve.engine.capability import overridden
 from serve.engine.checkpoint import plain_config
 from serve.engine.dtype import served_dtype
-from serve.engine.hardware import gpu_name
+from serve.engine.hardware import gpu_memory_bytes
+from serve.engine.model_size import measure_model
 from serve.engine.placement import cpu_threads
-from serve.engine.vllm.graphs import UNCOMPILED, needs_no_compiling, with_graphs
+from serve.engine.room import holds_graphs
+from serve.engine.vllm.graphs import UNCOMPILED, leaves_graphs, needs_no_compiling, with_graphs
 
 DEFAULT_KV_CACHE_BYTES = 1 << 30
 SHARED_FRACTION = 0.9
@@ -35,7 +39,9 @@ def engine_arguments(model: ModelSpec, spec: EngineSpec, device: Device, task: T
         UserError: when an adapter's folder cannot be read.
     """
     arguments = _arguments(model, spec, device, task)
-    return arguments if device is Device.cpu else with_graphs(arguments, os.environ.get(UNCOMPILED) == "1")
+    if device is Device.cpu or not _has_room(model, spec, arguments):
+        return arguments
+    return with_graphs(arguments, os.environ.get(UNCOMPILED) == "1")
 
 
 def _arguments(model: ModelSpec, spec: EngineSpec, device: Device, task: Task) -> dict[str, Any]:
@@ -71,6 +77,20 @@ def _arguments(model: ModelSpec, spec: EngineSpec, device: Device, task: Task) -
             # vLLM refuses to start where less than this is free, whatever its cache is told to take
             arguments["gpu_memory_utilization"] = SHARED_FRACTION / spec.engines_per_device
     return arguments | spec.vllm
+
+
+def _has_room(model: ModelSpec, spec: EngineSpec, arguments: Mapping[str, Any]) -> bool:
+    """Whether this machine's GPU has room for graphs of large steps; those of which nothing is known have none."""
+    memory = gpu_memory_bytes() if leaves_graphs(arguments) else None
+    if memory is None:
+        return False
+    try:
+        config = overridden(plain_config(model.path), arguments)
+        size = measure_model(config, str(Path(model.path).expanduser()), model.dtype, arguments)
+        weights = size.device_weight_bytes(arguments["tensor_parallel_size"], arguments["pipeline_parallel_size"])
+    except (ArithmeticError, KeyError, TypeError, ValueError):  # a config.json that is no decoder's
+        return False
+    return holds_graphs(memory, weights, spec.engines_per_device, arguments.get("kv_cache_memory_bytes"))
 
 
 def _adapter_arguments(model: ModelSpec, device: Device) -> dict[str, Any]:
@@ -116,8 +136,10 @@ def set_environment(model: ModelSpec, spec: EngineSpec, device: Device, share: i
         os.environ.pop("OMP_NUM_THREADS", None)  # Ray sets it to the actor's CPUs
         gib = math.ceil((spec.kv_cache_bytes or DEFAULT_KV_CACHE_BYTES) / (1 << 30))
         defaults |= {"VLLM_CPU_KVCACHE_SPACE": str(gib), **cpu_threads(spec.world_size, share)}
-    elif needs_no_compiling(_arguments(model, spec, device, task), plain_config(model.path), gpu_name()):
-        defaults[UNCOMPILED] = "1"
+    else:
+        arguments = _arguments(model, spec, device, task)
+        if needs_no_compiling(arguments, plain_config(model.path)) and _has_room(model, spec, arguments):
+            defaults[UNCOMPILED] = "1"
     for key, value in defaults.items():
         os.environ.setdefault(key, value)
     os.environ.update(spec.env)

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from serve.engine.room import GRAPHED_FRACTION
+
 SIZES = (1, 2, 4, *range(8, 256, 8), *range(256, 512, 16), *range(512, 2048, 64), *range(2048, 4097, 128))
 """Tokens of a step, in rising order; a step takes the next size up. vLLM's own to 512 (vllm/config/vllm.py,
 _set_cudagraph_sizes, 0.26-0.32), then steps of at most an eighth. A step of more than 4,096 tokens keeps a GPU busy for
@@ -22,8 +24,6 @@ _SAID = ("cudagraph_capture_sizes", "max_cudagraph_capture_size", "cudagraph_mod
 COUNTED_SINCE = (0, 32)
 """vLLM's version in which its newer model runner counts the graphs' memory before it sizes the KV cache; 0.26 does not,
 those between were not looked at."""
-UNCOUNTED_FRACTION = 0.85
-"""gpu_memory_utilization where vLLM counts none of them, or too few: graphs of an 8 B model take 4 to 9 GB more."""
 UNCOMPILED = "VLLM_USE_BREAKABLE_CUDAGRAPH"
 """vLLM's variable: at 1 it cuts a step where attention is called while it captures it, and compiles nothing. It is read
 as vLLM's attention is imported. Source: vllm/compilation/breakable_cudagraph.py (0.32)."""
@@ -60,35 +60,32 @@ _PLAIN = frozenset(
 
 
 def with_graphs(arguments: Mapping[str, Any], is_uncompiled: bool = False) -> dict[str, Any]:
-    """Returns engine arguments that capture steps of up to 4,096 tokens, unless they say themselves what to capture.
+    """Returns engine arguments that capture steps of up to 4,096 tokens.
 
     Args:
-        arguments: for an engine on a GPU.
+        arguments: of an engine on a GPU that has room for them; they leave graphs to us.
         is_uncompiled: whether vLLM runs with `UNCOMPILED`.
     """
-    if not _is_silent(arguments):
-        return dict(arguments)
     said = arguments.get("compilation_config", {})
-    memory = {"gpu_memory_utilization": UNCOUNTED_FRACTION} if is_uncompiled or not counts_graphs() else {}
+    memory = {"gpu_memory_utilization": GRAPHED_FRACTION} if is_uncompiled or not counts_graphs() else {}
     if "kv_cache_memory_bytes" in arguments:  # the cache has its size already
         memory = {}
     return {**memory, **arguments, "compilation_config": {**said, "cudagraph_capture_sizes": list(SIZES)}}
 
 
-def needs_no_compiling(arguments: Mapping[str, Any], config: Mapping[str, Any], gpu: str | None) -> bool:
-    """Says whether an engine is as fast with `UNCOMPILED`, and ready sooner.
+def needs_no_compiling(arguments: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Says whether an engine on an NVIDIA GPU is as fast with `UNCOMPILED`, and ready sooner.
 
     Args:
-        arguments: of an engine on a device that is no CPU.
+        arguments: of the engine, which leave graphs to us.
         config: the model's config.json; empty where it cannot be read.
-        gpu: the name of this machine's NVIDIA GPU; null where there is none.
     """
-    is_plain = _is_silent(arguments) and _PLAIN.issuperset(arguments)
+    is_plain = _PLAIN.issuperset(arguments)
     is_one = arguments["tensor_parallel_size"] == arguments["pipeline_parallel_size"] == 1
     dtype = config.get("dtype", config.get("torch_dtype")) if arguments["dtype"] == "auto" else arguments["dtype"]
     has_16_bits = dtype in ("bfloat16", "float16", "half") and not config.get("quantization_config")
     is_dense = config.get("architectures") in [[name] for name in _DENSE]
-    return gpu is not None and is_plain and is_one and has_16_bits and is_dense and _installed() >= UNCOMPILED_SINCE
+    return is_plain and is_one and has_16_bits and is_dense and _installed() >= UNCOMPILED_SINCE
 
 
 def counts_graphs() -> bool:
@@ -96,8 +93,8 @@ def counts_graphs() -> bool:
     return _installed() >= COUNTED_SINCE
 
 
-def _is_silent(arguments: Mapping[str, Any]) -> bool:
-    """Whether engine arguments leave graphs to us."""
+def leaves_graphs(arguments: Mapping[str, Any]) -> bool:
+    """Says whether engine arguments leave it to us what is captured."""
     said = arguments.get("compilation_config", {})
     is_said = not isinstance(said, Mapping) or any(name in said or name in arguments for name in _SAID)
     # each size would be captured once for every number of active adapters, and what has no answers is not measured
