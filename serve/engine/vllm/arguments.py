@@ -82,10 +82,10 @@ def _arguments(model: ModelSpec, spec: EngineSpec, device: Device, task: Task) -
 def _has_room(model: ModelSpec, spec: EngineSpec, arguments: Mapping[str, Any]) -> bool:
     """Whether this machine's GPU has room for graphs of large steps; those of which nothing is known have none."""
     memory = gpu_memory_bytes() if leaves_graphs(arguments) else None
-    if memory is None:
+    config = overridden(plain_config(model.path), arguments)
+    if memory is None or not config:
         return False
     try:
-        config = overridden(plain_config(model.path), arguments)
         size = measure_model(config, str(Path(model.path).expanduser()), model.dtype, arguments)
         weights = size.device_weight_bytes(arguments["tensor_parallel_size"], arguments["pipeline_parallel_size"])
     except (ArithmeticError, KeyError, TypeError, ValueError):  # a config.json that is no decoder's
