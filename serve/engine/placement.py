@@ -10,6 +10,9 @@ from typing import Any
 
 from conf.schema.engine import Device, EngineKind, EngineSpec
 
+FEW_CORES = 2
+"""Of so many an engine in a process of its own takes all, though its replica computes too; see docs/decisions/0026."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
@@ -126,12 +129,18 @@ class ReplicaActors:
         self._groups.clear()
 
 
-def cpu_threads(ranks: int, share: int) -> dict[str, str]:
+def has_few_cores() -> bool:
+    """Says whether this process may use so few cores that one engine takes all of them."""
+    return len(os.sched_getaffinity(0)) <= FEW_CORES
+
+
+def cpu_threads(ranks: int, share: int, is_inline: bool) -> dict[str, str]:
     """Returns the environment that divides this machine's cores among CPU ranks.
 
     Args:
         ranks: ranks of this engine.
         share: engines on this machine.
+        is_inline: whether the engine computes in the replica's own process.
     """
     cores = sorted(os.sched_getaffinity(0))
     if ranks > 1:
@@ -141,4 +150,7 @@ def cpu_threads(ranks: int, share: int) -> dict[str, str]:
     if share > 1:
         # bound, all engines would sit on the same first cores
         return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(max(1, len(cores) // share))}
+    if not is_inline and has_few_cores():
+        # vLLM would leave a core to all others, who need a third of it; threads that wait must not spin on it then
+        return {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "OMP_WAIT_POLICY": "passive"}
     return {}

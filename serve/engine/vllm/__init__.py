@@ -37,7 +37,7 @@ async def start_vllm(
     stats = EngineStats()
     engine = (InlineVllm if inline else SeparateVllm)(spec, stats, Questions(task, model.adapters))
     try:
-        set_environment(model, spec, device, share, task)
+        set_environment(model, spec, device, share, task, inline)
         await engine.start(engine_arguments(model, spec, device, task))
     except Exception as error:
         raise EngineDead(f"vLLM did not start: {type(error).__name__}: {error}") from error

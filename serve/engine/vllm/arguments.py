@@ -118,7 +118,9 @@ def with_objects(arguments: dict[str, Any]) -> dict[str, Any]:
     return {**arguments, "structured_outputs_config": StructuredOutputsConfig(**grammar)}
 
 
-def set_environment(model: ModelSpec, spec: EngineSpec, device: Device, share: int, task: Task) -> None:
+def set_environment(
+    model: ModelSpec, spec: EngineSpec, device: Device, share: int, task: Task, is_inline: bool = False
+) -> None:
     """Sets what vLLM reads from the environment, before it is imported; what the user set wins.
 
     Args:
@@ -127,6 +129,7 @@ def set_environment(model: ModelSpec, spec: EngineSpec, device: Device, share: i
         device: cpu or cuda, decided.
         share: engines that share this machine's cores; only the CPU cares.
         task: what its requests ask for.
+        is_inline: whether the engine computes in this process.
 
     Raises:
         UserError: when an adapter's folder cannot be read.
@@ -135,7 +138,7 @@ def set_environment(model: ModelSpec, spec: EngineSpec, device: Device, share: i
     if device is Device.cpu:
         os.environ.pop("OMP_NUM_THREADS", None)  # Ray sets it to the actor's CPUs
         gib = math.ceil((spec.kv_cache_bytes or DEFAULT_KV_CACHE_BYTES) / (1 << 30))
-        defaults |= {"VLLM_CPU_KVCACHE_SPACE": str(gib), **cpu_threads(spec.world_size, share)}
+        defaults |= {"VLLM_CPU_KVCACHE_SPACE": str(gib), **cpu_threads(spec.world_size, share, is_inline)}
     else:
         arguments = _arguments(model, spec, device, task)
         if needs_no_compiling(arguments, plain_config(model.path)) and _has_room(model, spec, arguments):

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from serve.engine.placement import has_few_cores
 from serve.engine.vllm.arguments import with_objects
+
+ONE_PROCESS = "serve.engine.vllm.one_process.OneProcess"
+"""By its name, for vLLM to import it."""
 
 
 async def start_llm(arguments: Mapping[str, Any]) -> Any:
@@ -17,11 +21,21 @@ async def start_llm(arguments: Mapping[str, Any]) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**with_objects(dict(arguments))))
+    own = {"distributed_executor_backend": ONE_PROCESS} if _computes_alone(arguments) else {}
+    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**own, **with_objects(dict(arguments))))
     if arguments["pipeline_parallel_size"] > 1 and arguments.get("enforce_eager"):
         # in eager mode the CPU runner allocates the later ranks' intermediate tensors only here
         await llm.collective_rpc("execute_dummy_batch")
     return llm
+
+
+def _computes_alone(arguments: Mapping[str, Any]) -> bool:
+    """Whether a model in one piece is computed on few cores, and nobody says by whom."""
+    from vllm.platforms import current_platform
+
+    is_whole = arguments["tensor_parallel_size"] == arguments["pipeline_parallel_size"] == 1
+    is_silent = "distributed_executor_backend" not in arguments
+    return current_platform.is_cpu() and has_few_cores() and is_whole and is_silent
 
 
 def on_outputs(llm: Any, note: Callable[[], None]) -> None:

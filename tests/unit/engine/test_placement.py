@@ -60,7 +60,7 @@ def test_a_cluster_holds_so_many_replicas(sizes: dict, resources: dict, replicas
 
 
 def test_each_rank_gets_cores_of_its_own() -> None:
-    bind = cpu_threads(ranks=2, share=1)["VLLM_CPU_OMP_THREADS_BIND"]
+    bind = cpu_threads(ranks=2, share=1, is_inline=False)["VLLM_CPU_OMP_THREADS_BIND"]
     ranks = [set(part.split(",")) for part in bind.split("|")]
     assert len(ranks) == 2
     cores = {str(core) for core in os.sched_getaffinity(0)}
@@ -70,10 +70,18 @@ def test_each_rank_gets_cores_of_its_own() -> None:
 
 
 def test_engines_that_share_a_machine_are_not_bound_to_the_same_cores() -> None:
-    threads = cpu_threads(ranks=1, share=2)
+    threads = cpu_threads(ranks=1, share=2, is_inline=False)
     assert threads["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
     assert int(threads["OMP_NUM_THREADS"]) == max(1, len(os.sched_getaffinity(0)) // 2)
 
 
-def test_an_engine_alone_leaves_the_cores_to_vllm() -> None:
-    assert cpu_threads(ranks=1, share=1) == {}
+@pytest.mark.parametrize(
+    "cores, is_inline, reserved", [(1, False, "0"), (2, False, "0"), (2, True, None), (3, False, None)]
+)
+def test_of_few_cores_an_engine_beside_its_replica_takes_all(
+    cores: int, is_inline: bool, reserved: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    threads = cpu_threads(ranks=1, share=1, is_inline=is_inline)
+    assert threads.get("VLLM_CPU_NUM_OF_RESERVED_CPU") == reserved
+    assert (threads.get("OMP_WAIT_POLICY") == "passive") == (reserved is not None)
