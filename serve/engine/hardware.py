@@ -133,7 +133,8 @@ def gpu_name() -> str | None:
 
 def gpu_memory_bytes() -> int | None:
     """Returns the memory of this machine's first GPU by its profile; null where it has none, or is divided (MIG)."""
-    shown = None if "MIG" in os.environ.get("CUDA_VISIBLE_DEVICES", "") else gpu_name()
+    seen = "".join(os.environ.get(name, "") for name in ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"))
+    shown = None if "MIG" in seen else gpu_name()
     known = profiles()
     name = match_profile(shown, known) if shown else None
     return known[name].memory_bytes if name else None

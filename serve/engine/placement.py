@@ -152,5 +152,5 @@ def cpu_threads(ranks: int, share: int, is_inline: bool) -> dict[str, str]:
         return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(max(1, len(cores) // share))}
     if not is_inline and has_few_cores():
         # vLLM would leave a core to all others, who need a third of it; threads that wait must not spin on it then
-        return {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "OMP_WAIT_POLICY": "passive"}
+        return {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)), "OMP_WAIT_POLICY": "passive"}
     return {}

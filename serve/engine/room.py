@@ -22,6 +22,8 @@ GRAPHED_FRACTION = 0.85
 """gpu_memory_utilization where vLLM counts none of these graphs, or too few of them."""
 BESIDE_GRAPHS_BYTES = 20 << 30
 """What such graphs must find free beside the weights, for them and a KV cache: a useful cache is worth more."""
+SAYS_GRAPHS = ("enforce_eager", "compilation_config", "cudagraph_capture_sizes", "max_cudagraph_capture_size")
+"""Keys of `engine.vllm` with which the user says what is captured."""
 CPU_KV_BYTES = 1 << 30
 """The KV cache of an engine on CPU where nobody says another; see serve/engine/vllm/arguments.py."""
 DEVICES_PER_HOST = 8
@@ -46,6 +48,8 @@ class Wish:
     kv_cache_bytes: int | None = None
     memory_fraction: float | None = None
     """vLLM's gpu_memory_utilization."""
+    captures_graphs: bool = True
+    """Whether it leaves it to us what is captured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +64,9 @@ class Room:
     """That fit; null where the size of an entry is unknown."""
 
 
-def holds_graphs(memory_bytes: float, weight_bytes: int, engines: int, kv_bytes: int | None) -> bool:
+def holds_graphs(
+    memory_bytes: float, weight_bytes: int, engines: int, kv_bytes: int | None, fraction: float | None
+) -> bool:
     """Says whether a GPU has room for graphs of steps of up to 4,096 tokens, beside what is worth more than they are.
 
     Args:
@@ -68,8 +74,9 @@ def holds_graphs(memory_bytes: float, weight_bytes: int, engines: int, kv_bytes:
         weight_bytes: of one engine on it.
         engines: on it.
         kv_bytes: of each engine's KV cache; null where it takes what is left.
+        fraction: of the memory that the user leaves to vLLM; null where nothing is said.
     """
-    free = memory_bytes * GRAPHED_FRACTION / engines - weight_bytes
+    free = memory_bytes * min(GRAPHED_FRACTION, fraction or 1.0) / engines - weight_bytes
     return free >= (BESIDE_GRAPHS_BYTES if kv_bytes is None else kv_bytes + 2 * GRAPH_BYTES)
 
 
@@ -88,9 +95,13 @@ def room_for(
     else:
         # hidden states of a full step, the MLP's inner ones, and logits of all sequences in float32 twice
         working = BATCHED_TOKENS * size.hidden_size * 2 * 12 + num_seqs * size.vocab_size * 8 / tp
-        graphs = GRAPH_BYTES if holds_graphs(hardware.memory_bytes, weights, engines, wish.kv_cache_bytes) else 0
-        taken = round(weights + working + CONTEXT_BYTES + graphs)
-        free = hardware.memory_bytes * (wish.memory_fraction or USED_FRACTION) / engines - taken
+        memory, fraction = hardware.memory_bytes, wish.memory_fraction
+        can_capture = wish.captures_graphs and hardware.is_shared  # a TPU has no graphs
+        graphs = can_capture and holds_graphs(memory, weights, engines, wish.kv_cache_bytes, fraction)
+        taken = round(weights + working + CONTEXT_BYTES + GRAPH_BYTES * graphs)
+        free = memory * (fraction or USED_FRACTION) / engines - taken
+        if graphs and engines > 1:  # the engine is told the cache, and asks `holds_graphs` with it
+            free = min(free, memory * min(GRAPHED_FRACTION, fraction or 1.0) / engines - weights - 2 * GRAPH_BYTES)
         kv_bytes = wish.kv_cache_bytes or int(free)
         if free <= 0 or kv_bytes > free + hardware.memory_bytes * 0.1:
             return None

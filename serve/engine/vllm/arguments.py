@@ -90,7 +90,8 @@ def _has_room(model: ModelSpec, spec: EngineSpec, arguments: Mapping[str, Any]) 
         weights = size.device_weight_bytes(arguments["tensor_parallel_size"], arguments["pipeline_parallel_size"])
     except (ArithmeticError, KeyError, TypeError, ValueError):  # a config.json that is no decoder's
         return False
-    return holds_graphs(memory, weights, spec.engines_per_device, arguments.get("kv_cache_memory_bytes"))
+    cache, fraction = arguments.get("kv_cache_memory_bytes"), spec.vllm.get("gpu_memory_utilization")
+    return holds_graphs(memory, weights, spec.engines_per_device, cache, fraction)
 
 
 def _adapter_arguments(model: ModelSpec, device: Device) -> dict[str, Any]:
@@ -141,7 +142,9 @@ def set_environment(
         defaults |= {"VLLM_CPU_KVCACHE_SPACE": str(gib), **cpu_threads(spec.world_size, share, is_inline)}
     else:
         arguments = _arguments(model, spec, device, task)
-        if needs_no_compiling(arguments, plain_config(model.path)) and _has_room(model, spec, arguments):
+        is_rounded = (Path(model.path).expanduser() / "hf_quant_config.json").exists()  # ModelOpt's, beside config.json
+        is_fast = needs_no_compiling(arguments, plain_config(model.path)) and not is_rounded
+        if is_fast and _has_room(model, spec, arguments):
             defaults[UNCOMPILED] = "1"
     for key, value in defaults.items():
         os.environ.setdefault(key, value)

@@ -83,7 +83,7 @@ def needs_no_compiling(arguments: Mapping[str, Any], config: Mapping[str, Any]) 
     is_plain = _PLAIN.issuperset(arguments)
     is_one = arguments["tensor_parallel_size"] == arguments["pipeline_parallel_size"] == 1
     dtype = config.get("dtype", config.get("torch_dtype")) if arguments["dtype"] == "auto" else arguments["dtype"]
-    has_16_bits = dtype in ("bfloat16", "float16", "half") and not config.get("quantization_config")
+    has_16_bits = dtype in ("bfloat16", "float16") and not config.get("quantization_config")
     is_dense = config.get("architectures") in [[name] for name in _DENSE]
     return is_plain and is_one and has_16_bits and is_dense and _installed() >= UNCOMPILED_SINCE
 

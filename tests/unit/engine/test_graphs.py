@@ -117,6 +117,7 @@ def test_what_was_not_measured_is_compiled_and_captured(said: dict[str, Any], st
         {"spec": EngineSpec(engines_per_device=2, kv_cache_bytes=16 << 30)},
         {"spec": EngineSpec(kv_cache_bytes=60 << 30)},
         {"spec": EngineSpec(vllm={"enforce_eager": True})},
+        {"spec": EngineSpec(vllm={"gpu_memory_utilization": 0.3})},
     ],
 )
 def test_without_room_or_use_vllms_own_graphs_stay(said: dict[str, Any], started: Started) -> None:
@@ -124,6 +125,11 @@ def test_without_room_or_use_vllms_own_graphs_stay(said: dict[str, Any], started
     assert not made["is_uncompiled"]
     assert "compilation_config" not in made
     assert made.get("gpu_memory_utilization") != GRAPHED_FRACTION
+
+
+def test_fewer_bits_that_stand_beside_the_config_are_compiled(started: Started, tmp_path: Path) -> None:
+    (tmp_path / "hf_quant_config.json").write_text("{}")
+    assert not started()["is_uncompiled"]
 
 
 def test_the_users_own_environment_wins(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,3 +107,12 @@ def test_a_tpu_is_known_by_the_names_of_ray_and_of_gke(name: str, generation: st
     assert found.note is not None
     assert "not run on a TPU" in found.note
     assert found.flops_of("fp8") == found.flops_of("bf16") == profile.bf16_flop_per_s
+
+
+def test_a_part_of_a_gpu_has_not_the_memory_of_its_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "gpu_name", lambda: "NVIDIA H100 80GB HBM3")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("NVIDIA_VISIBLE_DEVICES", raising=False)
+    assert hardware.gpu_memory_bytes() == 84_930_000_000
+    monkeypatch.setenv("NVIDIA_VISIBLE_DEVICES", "MIG-1c4a")
+    assert hardware.gpu_memory_bytes() is None

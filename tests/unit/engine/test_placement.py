@@ -76,12 +76,11 @@ def test_engines_that_share_a_machine_are_not_bound_to_the_same_cores() -> None:
 
 
 @pytest.mark.parametrize(
-    "cores, is_inline, reserved", [(1, False, "0"), (2, False, "0"), (2, True, None), (3, False, None)]
+    "cores, is_inline, bound", [(1, False, "0"), (2, False, "0,1"), (2, True, None), (3, False, None)]
 )
 def test_of_few_cores_an_engine_beside_its_replica_takes_all(
-    cores: int, is_inline: bool, reserved: str | None, monkeypatch: pytest.MonkeyPatch
+    cores: int, is_inline: bool, bound: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     threads = cpu_threads(ranks=1, share=1, is_inline=is_inline)
-    assert threads.get("VLLM_CPU_NUM_OF_RESERVED_CPU") == reserved
-    assert (threads.get("OMP_WAIT_POLICY") == "passive") == (reserved is not None)
+    assert threads == ({} if bound is None else {"VLLM_CPU_OMP_THREADS_BIND": bound, "OMP_WAIT_POLICY": "passive"})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
@@ -11,7 +12,7 @@ from conf.errors import UserError
 from conf.schema.engine import Device
 from conf.schema.hardware import HardwareSpec
 from serve.engine.hardware import find_hardware
-from serve.engine.room import Wish, fits_heads, room_for
+from serve.engine.room import GRAPH_BYTES, Wish, fits_heads, holds_graphs, room_for
 from serve.engine.shape import Shape, choose_shape
 
 
@@ -146,3 +147,34 @@ def test_a_shape_fits_on_its_devices(heads: int, groups: int, layers: int, devic
     assert shape.num_devices <= devices
     assert shape.device_bytes <= hardware.memory_bytes
     assert room_for(size, hardware, tp, pp, shape.engines_per_device, shape.max_num_seqs, Wish()) is not None
+
+
+@pytest.mark.parametrize("name, engines", [("h200", 2), ("h200", 3), ("h200", 4), ("h100", 2), ("h100", 3)])
+def test_engines_that_share_a_device_capture_with_the_cache_that_the_plan_gives_them(name: str, engines: int) -> None:
+    hardware = gpus(name)
+    room = room_for(LLAMA_1B, hardware, 1, 1, engines, 512, Wish())
+    assert room is not None
+    assert holds_graphs(hardware.memory_bytes, LLAMA_1B.weight_bytes, engines, room.kv_bytes, None)
+    again = room_for(LLAMA_1B, hardware, 1, 1, engines, 512, Wish(kv_cache_bytes=room.kv_bytes))
+    assert again is not None
+    assert again.taken_bytes == room.taken_bytes
+
+
+def test_graphs_are_counted_where_they_are_captured() -> None:
+    def taken(name: str, **wish: Any) -> int:
+        room = room_for(LLAMA_8B, gpus(name), 1, 1, 1, 512, Wish(**wish))
+        assert room is not None
+        return room.taken_bytes
+
+    plain = taken("h100", captures_graphs=False)
+    assert taken("h100") == plain + GRAPH_BYTES
+    assert taken("h100", memory_fraction=0.4) == plain
+    assert taken("l4") == plain
+
+
+def test_two_engines_take_what_was_seen_on_an_h200() -> None:
+    room = room_for(LLAMA_1B, gpus("h200"), 1, 1, 2, 512, Wish(kv_cache_bytes=40_000_000_000))
+    assert room is not None
+    assert 2 * (room.taken_bytes + room.kv_bytes) == pytest.approx(
+        97.4e9, rel=0.1
+    )  # docs/benchmarks/offline_whole.json
