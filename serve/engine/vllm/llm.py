@@ -21,7 +21,7 @@ async def start_llm(arguments: Mapping[str, Any]) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    own = {"distributed_executor_backend": ONE_PROCESS} if _computes_alone(arguments) else {}
+    own = {"distributed_executor_backend": ONE_PROCESS} if computes_alone(arguments) else {}
     llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**own, **with_objects(dict(arguments))))
     if arguments["pipeline_parallel_size"] > 1 and arguments.get("enforce_eager"):
         # in eager mode the CPU runner allocates the later ranks' intermediate tensors only here
@@ -29,8 +29,8 @@ async def start_llm(arguments: Mapping[str, Any]) -> Any:
     return llm
 
 
-def _computes_alone(arguments: Mapping[str, Any]) -> bool:
-    """Whether a model in one piece is computed on few cores, and nobody says by whom."""
+def computes_alone(arguments: Mapping[str, Any]) -> bool:
+    """Says whether a model in one piece is computed on few cores, and nobody says by whom."""
     from vllm.platforms import current_platform
 
     is_whole = arguments["tensor_parallel_size"] == arguments["pipeline_parallel_size"] == 1

@@ -20,6 +20,7 @@ from serve.engine.arguments import engine_argument_names
 from serve.engine.errors import EngineDead, RequestRejected
 from serve.engine.protocol import Completion, Pooled, Rejection, Request
 from serve.engine.speed import Unbegun
+from serve.engine.vllm import llm
 from serve.engine.vllm.api import VllmApi
 from serve.engine.vllm.arguments import engine_arguments
 from serve.engine.vllm.grammar import check_schema, has_grammar
@@ -64,6 +65,24 @@ def test_ranks_are_rounded_up_to_what_vllm_has(tmp_path: Path, rank: int, allowe
 def test_on_a_cpu_a_place_stays_empty(tmp_path: Path, device: Device, count: int, active: int, loaded: int) -> None:
     arguments = engine_arguments(adapters(tmp_path, count, 4), EngineSpec(), device)
     assert (arguments["max_loras"], arguments["max_cpu_loras"]) == (active, loaded)
+
+
+@pytest.mark.parametrize(
+    "said, has_few, alone",
+    [
+        ({}, True, True),
+        ({}, False, False),
+        ({"tensor_parallel_size": 2}, True, False),
+        ({"pipeline_parallel_size": 2}, True, False),
+        ({"distributed_executor_backend": "mp"}, True, False),
+    ],
+)
+def test_a_whole_model_on_few_cores_has_no_worker(
+    said: dict[str, Any], has_few: bool, alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llm, "has_few_cores", lambda: has_few)
+    arguments = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, **said}
+    assert llm.computes_alone(arguments) == alone
 
 
 @pytest.mark.parametrize(
