@@ -19,7 +19,7 @@ from pipelines.forecast.sample import Sample
 from serve.engine.hardware import Hardware
 from serve.engine.model_size import ModelSize
 from serve.engine.roofline import Workload
-from serve.engine.room import SAYS_GRAPHS, Wish
+from serve.engine.room import Wish, leaves_graphs
 from serve.engine.shape import Shape, choose_shape
 
 GPU_START_S, GPU_START_S_PER_GB = 55.0, 2.2
@@ -225,7 +225,7 @@ def wish_of(engine: EngineSpec) -> Wish:
         in_flight_rows=engine.max_in_flight,
         kv_cache_bytes=engine.kv_cache_bytes,
         memory_fraction=engine.vllm.get("gpu_memory_utilization"),
-        captures_graphs=not any(engine.vllm.get(key) for key in SAYS_GRAPHS),
+        captures_graphs=leaves_graphs(engine.vllm),
     )
 
 

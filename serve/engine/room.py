@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from conf.errors import UserError
 from conf.schema.engine import Device
@@ -22,8 +23,8 @@ GRAPHED_FRACTION = 0.85
 """gpu_memory_utilization where vLLM counts none of these graphs, or too few of them."""
 BESIDE_GRAPHS_BYTES = 20 << 30
 """What such graphs must find free beside the weights, for them and a KV cache: a useful cache is worth more."""
-SAYS_GRAPHS = ("enforce_eager", "compilation_config", "cudagraph_capture_sizes", "max_cudagraph_capture_size")
-"""Keys of `engine.vllm` with which the user says what is captured."""
+_SAYS_GRAPHS = ("cudagraph_capture_sizes", "max_cudagraph_capture_size", "cudagraph_mode", "mode")
+"""What a user says of graphs, or of compiling as a whole, in `compilation_config` or beside it, keeps ours away."""
 CPU_KV_BYTES = 1 << 30
 """The KV cache of an engine on CPU where nobody says another; see serve/engine/vllm/arguments.py."""
 DEVICES_PER_HOST = 8
@@ -64,6 +65,19 @@ class Room:
     """That fit; null where the size of an entry is unknown."""
 
 
+def leaves_graphs(arguments: Mapping[str, Any]) -> bool:
+    """Says whether engine arguments leave it to us what is captured.
+
+    Args:
+        arguments: the engine's, or the node `engine.vllm` alone.
+    """
+    said = arguments.get("compilation_config", {})
+    is_said = not isinstance(said, Mapping) or any(name in said or name in arguments for name in _SAYS_GRAPHS)
+    # each size would be captured once for every number of active adapters, and what has no answers is not measured
+    is_other = arguments.get("enable_lora", False) or arguments.get("runner", "generate") != "generate"
+    return not (is_said or is_other or arguments.get("enforce_eager"))
+
+
 def holds_graphs(
     memory_bytes: float, weight_bytes: int, engines: int, kv_bytes: int | None, fraction: float | None
 ) -> bool:
@@ -76,8 +90,12 @@ def holds_graphs(
         kv_bytes: of each engine's KV cache; null where it takes what is left.
         fraction: of the memory that the user leaves to vLLM; null where nothing is said.
     """
-    free = memory_bytes * min(GRAPHED_FRACTION, fraction or 1.0) / engines - weight_bytes
+    free = _beside_weights(memory_bytes, weight_bytes, engines, fraction)
     return free >= (BESIDE_GRAPHS_BYTES if kv_bytes is None else kv_bytes + 2 * GRAPH_BYTES)
+
+
+def _beside_weights(memory_bytes: float, weight_bytes: int, engines: int, fraction: float | None) -> float:
+    return memory_bytes * min(GRAPHED_FRACTION, fraction or 1.0) / engines - weight_bytes
 
 
 def room_for(
@@ -101,7 +119,7 @@ def room_for(
         taken = round(weights + working + CONTEXT_BYTES + GRAPH_BYTES * graphs)
         free = memory * (fraction or USED_FRACTION) / engines - taken
         if graphs and engines > 1:  # the engine is told the cache, and asks `holds_graphs` with it
-            free = min(free, memory * min(GRAPHED_FRACTION, fraction or 1.0) / engines - weights - 2 * GRAPH_BYTES)
+            free = min(free, _beside_weights(memory, weights, engines, fraction) - 2 * GRAPH_BYTES)
         kv_bytes = wish.kv_cache_bytes or int(free)
         if free <= 0 or kv_bytes > free + hardware.memory_bytes * 0.1:
             return None

@@ -10,7 +10,7 @@ from conf.schema.model import ModelSpec
 from conf.schema.task import Task
 from serve.engine.errors import EngineDead
 from serve.engine.protocol import Engine, EngineStats
-from serve.engine.vllm.arguments import engine_arguments, set_environment
+from serve.engine.vllm.arguments import prepare_engine
 from serve.engine.vllm.inline import InlineVllm
 from serve.engine.vllm.questions import Questions
 from serve.engine.vllm.separate import SeparateVllm
@@ -37,8 +37,7 @@ async def start_vllm(
     stats = EngineStats()
     engine = (InlineVllm if inline else SeparateVllm)(spec, stats, Questions(task, model.adapters))
     try:
-        set_environment(model, spec, device, share, task, inline)
-        await engine.start(engine_arguments(model, spec, device, task))
+        await engine.start(prepare_engine(model, spec, device, share, task, inline))
     except Exception as error:
         raise EngineDead(f"vLLM did not start: {type(error).__name__}: {error}") from error
     stats.start_s["total"] = time.monotonic() - before

@@ -21,7 +21,7 @@ from conf.schema.task import Task
 from serve.engine.errors import EngineDead
 from serve.engine.heap import freeze_heap
 from serve.engine.speed import Speed, Unbegun, Waiting
-from serve.engine.vllm.arguments import engine_arguments, set_environment
+from serve.engine.vllm.arguments import prepare_engine
 from serve.engine.vllm.core_process import prepare_core_process
 from serve.engine.vllm.interval import StreamInterval
 from serve.engine.vllm.llm import keep_turns, on_outputs, start_llm
@@ -148,11 +148,11 @@ async def start_api(
         EngineDead: when it does not start; the cause says why.
     """
     try:
-        set_environment(model, spec, device, share, task)
+        made = prepare_engine(model, spec, device, share, task)
         prepare_core_process()
         # who waits for an answer goes before what runs in bulk: the requests say which they are
         own = {"served_model_name": [model.name], "scheduling_policy": "priority"}
-        arguments = {**own, **engine_arguments(model, spec, device, task)}
+        arguments = {**own, **made}
         arguments["disable_log_stats"] = spec.vllm.get("disable_log_stats", False)  # metrics are made of them
         llm = await start_llm(arguments)
         app = await _build(llm, _namespace(model, arguments, options, llm), exposed)

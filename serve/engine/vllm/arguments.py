@@ -18,8 +18,8 @@ from serve.engine.dtype import served_dtype
 from serve.engine.hardware import gpu_memory_bytes
 from serve.engine.model_size import measure_model
 from serve.engine.placement import cpu_threads
-from serve.engine.room import holds_graphs
-from serve.engine.vllm.graphs import UNCOMPILED, leaves_graphs, needs_no_compiling, with_graphs
+from serve.engine.room import holds_graphs, leaves_graphs
+from serve.engine.vllm.graphs import UNCOMPILED, needs_no_compiling, with_graphs
 
 DEFAULT_KV_CACHE_BYTES = 1 << 30
 SHARED_FRACTION = 0.9
@@ -32,19 +32,46 @@ MAX_LOADED_ADAPTERS = 64
 """Adapters kept in the host's memory; the others are read from their folders again when they are asked for."""
 
 
-def engine_arguments(model: ModelSpec, spec: EngineSpec, device: Device, task: Task = Task.generate) -> dict[str, Any]:
-    """Returns vLLM's engine arguments, once `set_environment` has been called; what `engine.vllm` holds wins.
+def prepare_engine(
+    model: ModelSpec, spec: EngineSpec, device: Device, share: int, task: Task, is_inline: bool = False
+) -> dict[str, Any]:
+    """Sets what vLLM reads from the environment, before it is imported, and returns its engine arguments.
+
+    What the user set wins: the environment, then `engine.env`; and `engine.vllm`.
+
+    Args:
+        model: the checkpoint and its adapters.
+        spec: sizes and vLLM's own arguments.
+        device: cpu or cuda, decided.
+        share: engines that share this machine's cores; only the CPU cares.
+        task: what its requests ask for.
+        is_inline: whether the engine computes in this process.
 
     Raises:
         UserError: when an adapter's folder cannot be read.
     """
-    arguments = _arguments(model, spec, device, task)
-    if device is Device.cpu or not _has_room(model, spec, arguments):
-        return arguments
-    return with_graphs(arguments, os.environ.get(UNCOMPILED) == "1")
+    arguments, config = engine_arguments(model, spec, device, task), plain_config(model.path)
+    captures = device is not Device.cpu and _has_room(model, spec, arguments, config)
+    defaults = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
+    if device is Device.cpu:
+        os.environ.pop("OMP_NUM_THREADS", None)  # Ray sets it to the actor's CPUs
+        gib = math.ceil((spec.kv_cache_bytes or DEFAULT_KV_CACHE_BYTES) / (1 << 30))
+        defaults |= {"VLLM_CPU_KVCACHE_SPACE": str(gib), **cpu_threads(spec.world_size, share, is_inline)}
+    elif captures and needs_no_compiling(arguments, config):
+        # ModelOpt says beside config.json that weights have fewer bits
+        defaults |= {} if (Path(model.path).expanduser() / "hf_quant_config.json").exists() else {UNCOMPILED: "1"}
+    for key, value in defaults.items():
+        os.environ.setdefault(key, value)
+    os.environ.update(spec.env)
+    return with_graphs(arguments, os.environ.get(UNCOMPILED) == "1") if captures else arguments
 
 
-def _arguments(model: ModelSpec, spec: EngineSpec, device: Device, task: Task) -> dict[str, Any]:
+def engine_arguments(model: ModelSpec, spec: EngineSpec, device: Device, task: Task = Task.generate) -> dict[str, Any]:
+    """Returns vLLM's engine arguments, but for its graphs; what `engine.vllm` holds wins.
+
+    Raises:
+        UserError: when an adapter's folder cannot be read.
+    """
     arguments: dict[str, Any] = {
         "model": model.path,
         "tokenizer": model.tokenizer or model.path,
@@ -79,14 +106,14 @@ def _arguments(model: ModelSpec, spec: EngineSpec, device: Device, task: Task) -
     return arguments | spec.vllm
 
 
-def _has_room(model: ModelSpec, spec: EngineSpec, arguments: Mapping[str, Any]) -> bool:
+def _has_room(model: ModelSpec, spec: EngineSpec, arguments: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     """Whether this machine's GPU has room for graphs of large steps; those of which nothing is known have none."""
     memory = gpu_memory_bytes() if leaves_graphs(arguments) else None
-    config = overridden(plain_config(model.path), arguments)
-    if memory is None or not config:
+    known = overridden(config, arguments)
+    if memory is None or not known:
         return False
     try:
-        size = measure_model(config, str(Path(model.path).expanduser()), model.dtype, arguments)
+        size = measure_model(known, str(Path(model.path).expanduser()), model.dtype, arguments)
         weights = size.device_weight_bytes(arguments["tensor_parallel_size"], arguments["pipeline_parallel_size"])
     except (ArithmeticError, KeyError, TypeError, ValueError):  # a config.json that is no decoder's
         return False
@@ -117,35 +144,3 @@ def with_objects(arguments: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(grammar, Mapping):
         return arguments
     return {**arguments, "structured_outputs_config": StructuredOutputsConfig(**grammar)}
-
-
-def set_environment(
-    model: ModelSpec, spec: EngineSpec, device: Device, share: int, task: Task, is_inline: bool = False
-) -> None:
-    """Sets what vLLM reads from the environment, before it is imported; what the user set wins.
-
-    Args:
-        model: the checkpoint and its adapters.
-        spec: sizes and vLLM's own arguments.
-        device: cpu or cuda, decided.
-        share: engines that share this machine's cores; only the CPU cares.
-        task: what its requests ask for.
-        is_inline: whether the engine computes in this process.
-
-    Raises:
-        UserError: when an adapter's folder cannot be read.
-    """
-    defaults = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
-    if device is Device.cpu:
-        os.environ.pop("OMP_NUM_THREADS", None)  # Ray sets it to the actor's CPUs
-        gib = math.ceil((spec.kv_cache_bytes or DEFAULT_KV_CACHE_BYTES) / (1 << 30))
-        defaults |= {"VLLM_CPU_KVCACHE_SPACE": str(gib), **cpu_threads(spec.world_size, share, is_inline)}
-    else:
-        arguments = _arguments(model, spec, device, task)
-        is_rounded = (Path(model.path).expanduser() / "hf_quant_config.json").exists()  # ModelOpt's, beside config.json
-        is_fast = needs_no_compiling(arguments, plain_config(model.path)) and not is_rounded
-        if is_fast and _has_room(model, spec, arguments):
-            defaults[UNCOMPILED] = "1"
-    for key, value in defaults.items():
-        os.environ.setdefault(key, value)
-    os.environ.update(spec.env)

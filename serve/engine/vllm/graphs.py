@@ -19,8 +19,6 @@ SIZES = (1, 2, 4, *range(8, 256, 8), *range(256, 512, 16), *range(512, 2048, 64)
 """Tokens of a step, in rising order; a step takes the next size up. vLLM's own to 512 (vllm/config/vllm.py,
 _set_cudagraph_sizes, 0.26-0.32), then steps of at most an eighth. A step of more than 4,096 tokens keeps a GPU busy for
 longer than its launch takes. What is above max_num_batched_tokens vLLM leaves out."""
-_SAID = ("cudagraph_capture_sizes", "max_cudagraph_capture_size", "cudagraph_mode", "mode")
-"""What a user says of graphs, or of compiling as a whole, in `compilation_config` or beside it, keeps ours away."""
 COUNTED_SINCE = (0, 32)
 """vLLM's version in which its newer model runner counts the graphs' memory before it sizes the KV cache; 0.26 does not,
 those between were not looked at."""
@@ -91,15 +89,6 @@ def needs_no_compiling(arguments: Mapping[str, Any], config: Mapping[str, Any]) 
 def counts_graphs() -> bool:
     """Says whether the vLLM that is installed leaves room for its graphs."""
     return _installed() >= COUNTED_SINCE
-
-
-def leaves_graphs(arguments: Mapping[str, Any]) -> bool:
-    """Says whether engine arguments leave it to us what is captured."""
-    said = arguments.get("compilation_config", {})
-    is_said = not isinstance(said, Mapping) or any(name in said or name in arguments for name in _SAID)
-    # each size would be captured once for every number of active adapters, and what has no answers is not measured
-    is_other = arguments.get("enable_lora", False) or arguments["runner"] != "generate"
-    return not (is_said or is_other or arguments.get("enforce_eager"))
 
 
 def _installed() -> tuple[int, ...]:

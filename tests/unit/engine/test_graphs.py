@@ -17,7 +17,7 @@ from conf.schema.task import Task
 from serve.engine.room import GRAPHED_FRACTION
 from serve.engine.vllm import arguments as module
 from serve.engine.vllm import graphs
-from serve.engine.vllm.arguments import engine_arguments, set_environment
+from serve.engine.vllm.arguments import prepare_engine
 from serve.engine.vllm.graphs import SIZES, UNCOMPILED
 
 LLAMA = {
@@ -56,8 +56,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., di
         (tmp_path / "config.json").write_text(json.dumps(config))
         monkeypatch.setattr(module, "gpu_memory_bytes", lambda: memory)
         made, spec = ModelSpec(path=str(tmp_path), **model), spec or EngineSpec()
-        set_environment(made, spec, device, 1, task)
-        arguments = engine_arguments(made, spec, device, task)
+        arguments = prepare_engine(made, spec, device, 1, task)
         return {**arguments, "is_uncompiled": os.environ.get(UNCOMPILED) == "1"}
 
     return start
