@@ -67,6 +67,7 @@ _ASKED = frozenset({"/health", "/ready", "/metrics"})
 """By machines, every few seconds: they wake no service that sleeps."""
 LOOK_S = 1.0
 _LOST = error_event("The replica is lost.", "server_error", "replica_lost")
+_LATE = error_event("The request was not answered in time.", "timeout_error", "deadline_exceeded")
 _SAID = {
     404: ("there is nothing at this path", "not_found_error", "not_found"),
     408: ("The request was not answered in time.", "timeout_error", "deadline_exceeded"),
@@ -201,13 +202,14 @@ class Proxy:
             hint = [_seconds(_RAY_TIMEOUT, READY_S)]
         body = KeptBody(bounded(receive, self._max_bytes), lambda: self._is_again and not answered.is_begun)
         await self.app({**scope, "headers": [*headers, *hint]}, body.receive, answered.send)
-        left_s = min(asked_s or self._timeout_s, self._timeout_s) - (self._clock() - came_at)
+        until = came_at + min(asked_s or self._timeout_s, self._timeout_s)
+        left_s = until - self._clock()
         if not answered.is_begun and left_s > 0.001 and body.rewind():
             answered.forget()
             kept = [pair for pair in headers if pair[0] != TIMEOUT]
             hint = [_seconds(TIMEOUT, left_s), _seconds(_RAY_TIMEOUT, left_s + MARGIN_S), (AGAIN_HEADER, b"1")]
             await self.app({**scope, "headers": [*kept, *hint]}, body.receive, answered.send)
-        await answered.finish()
+        await answered.finish(self._clock() >= until)
 
     def _sleeps(self) -> bool:
         now_s = self._clock()
@@ -232,12 +234,16 @@ class _Answer:
         """Forgets headers that came without a body."""
         self._start = None
 
-    async def finish(self) -> None:
-        """Ends an answer whose replica is lost: Ray Serve says nothing then. Nobody hears it where the client left."""
+    async def finish(self, is_late: bool) -> None:
+        """Ends an answer whose replica is lost: Ray Serve says nothing then. Nobody hears it where the client left.
+
+        Args:
+            is_late: whether the request's time is over: Ray Serve ends a stream then, and says nothing either.
+        """
         if not self.is_begun:
             await refuse_with(self._send, _refused(500, [(REQUEST_ID, self._request_id)]))
         elif self._is_stream and not self._is_ended:
-            await self._send({"type": "http.response.body", "body": b"\n\n" + _LOST})
+            await self._send({"type": "http.response.body", "body": b"\n\n" + (_LATE if is_late else _LOST)})
 
     def send(self, message: Message) -> Awaitable[None]:
         """Passes a message on. Nearly all are events of a stream, which cost no coroutine here."""

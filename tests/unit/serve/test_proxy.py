@@ -192,6 +192,12 @@ async def test_what_cannot_be_asked_again_is_not(app: Lossy, body: bytes, is_aga
     assert ("replica_lost" in answer.text) == (status == 200)
 
 
+async def test_a_stream_that_ray_serve_ends_at_its_time_says_so():
+    answer = await put(Lossy(1, b"data: {}\n\n"), b"x", x_request_timeout="8")
+    last = answer.text.strip().split("\n\n")[-1]
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
+
+
 @pytest.mark.parametrize("kind", [b"application/json", b"text/event-stream"])
 async def test_headers_without_a_body_are_no_answer_yet(kind: bytes):
     asked = 0
