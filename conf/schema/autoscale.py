@@ -41,7 +41,8 @@ class AutoscaleSpec:
     start_s: float = 45.0
     """`manta serve`: seconds that a replica takes to start, until one has said what it took."""
     interval_s: float = 1.0
-    """Seconds from one decision to the next."""
+    """Seconds from one decision to the next. Below 1, replicas report as often: a rise is known sooner, and Ray Serve's
+    controller has more to do."""
     utilization: float = 0.7
     """Share of a replica's measured capacity that is planned with: the rest is for bursts. ``slo`` begins with it."""
     ttft_target_s: float = 2.0

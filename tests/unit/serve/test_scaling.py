@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from ray.serve._private.common import DeploymentID, ReplicaID, TimeStampedValue
 from ray.serve.config import AutoscalingContext
 
@@ -53,6 +54,12 @@ def test_ray_serve_gets_bounds_without_delays_of_its_own_and_a_policy_that_it_ca
     kwargs = config.policy.policy_kwargs
     assert (kwargs["spec"]["policy"], kwargs["spec"]["ttft_target_s"], kwargs["max_num_seqs"]) == ("slo", 3.0, 256)
     assert config.policy.get_policy()(**kwargs)
+
+
+@pytest.mark.parametrize("interval_s, report_s", [(0.5, 0.5), (1.0, 1.0), (10.0, 1.0)])
+def test_replicas_report_as_often_as_it_decides_and_every_second_at_least(interval_s: float, report_s: float):
+    words = ("engine.num_replicas=0..4", f"autoscale.interval_s={interval_s}")
+    assert scaling_options(job(*words), "manta", 1)["autoscaling_config"].metrics_interval_s == report_s
 
 
 class Fleet:
