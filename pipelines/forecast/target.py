@@ -11,7 +11,7 @@ from serve.engine.capability import overridden
 from serve.engine.checkpoint import read_model_config
 from serve.engine.dtype import served_dtype
 from serve.engine.hardware import Hardware, find_hardware
-from serve.engine.model_size import ModelSize, measure_model
+from serve.engine.model_size import ModelSize, measure_model, plain_parameters
 
 
 def hardware_of(job: BatchJob) -> Hardware:
@@ -33,5 +33,6 @@ def size_of(plan: Plan, hardware: Hardware) -> ModelSize:
     """Returns the size of a job's model on a device."""
     job = plan.job
     config = overridden(read_model_config(job.model), job.engine.vllm)
-    dtype = served_dtype(job.model.dtype, hardware.device)
+    parameters, share = plain_parameters(config, job.engine.vllm), hardware.memory_bytes / job.engine.max_replicas
+    dtype = served_dtype(job.model.dtype, hardware.device, parameters, share)
     return measure_model(config, job.model.path, dtype, job.engine.vllm, hardware.device.value)

@@ -7,18 +7,36 @@ from pathlib import Path
 
 from conf.schema.engine import Device
 
+SMALL_BYTES = 64 << 20
+"""Weights that stay in a CPU's caches: reading them costs nothing, however many bits they have."""
+BULK_FRACTION = 0.25
+"""Of the memory, what a bulk engine's weights may take where fewer bytes would do."""
 
-def served_dtype(dtype: str, device: Device) -> str:
+
+def served_dtype(
+    dtype: str, device: Device, plain_parameters: int | None = None, bulk_memory_bytes: float = 0.0
+) -> str:
     """Returns `model.dtype` as vLLM is given it.
 
-    Where it is ``auto`` that is the checkpoint's own, but float32 on x86 CPUs without AVX-512: they compute 16-bit ones
-    by way of others, which is slow (docs/decisions/0007-float32-without-avx512.md).
+    Where it is ``auto`` that is the checkpoint's own, but float32 on x86 CPUs without AVX-512, which compute 16-bit
+    numbers by way of others (docs/decisions/0007-float32-without-avx512.md), and, where there are no tiles (AMX)
+    either, for models that compute more than they read (docs/decisions/0027-float32-without-amx.md).
 
     Args:
         dtype: as the user set it.
         device: decided.
+        plain_parameters: of a dense model whose weights are not quantized; null for others, whose kernels may want
+            their own format.
+        bulk_memory_bytes: memory for an engine whose steps hold many sequences; 0 where a step may have one.
     """
-    return "float32" if dtype == "auto" and device is Device.cpu and lacks_16_bits(cpu_flags()) else dtype
+    if dtype != "auto" or device is not Device.cpu:
+        return dtype
+    flags = cpu_flags()
+    if lacks_16_bits(flags):
+        return "float32"
+    most = max(SMALL_BYTES, BULK_FRACTION * bulk_memory_bytes)
+    is_faster = lacks_tiles(flags) and plain_parameters is not None and 4 * plain_parameters <= most
+    return "float32" if is_faster else dtype
 
 
 def lacks_16_bits(flags: frozenset[str]) -> bool:
@@ -28,6 +46,15 @@ def lacks_16_bits(flags: frozenset[str]) -> bool:
         flags: of /proc/cpuinfo; empty where the CPU is none of x86.
     """
     return "sse2" in flags and "avx512f" not in flags
+
+
+def lacks_tiles(flags: frozenset[str]) -> bool:
+    """Returns whether an x86 CPU multiplies matrices of 16-bit floats no faster than others.
+
+    Args:
+        flags: of /proc/cpuinfo; empty where the CPU is none of x86.
+    """
+    return "sse2" in flags and "amx_bf16" not in flags
 
 
 @cache

@@ -12,6 +12,7 @@ from pathlib import Path
 from conf.errors import UserError, nearest
 from conf.schema.engine import Device
 from conf.schema.hardware import HardwareSpec, profiles
+from serve.engine.dtype import cpu_flags, lacks_tiles
 
 DRIVER = Path("/proc/driver/nvidia/gpus")
 CPU_FLOP_PER_S = 100e9
@@ -77,7 +78,7 @@ def find_hardware(spec: HardwareSpec, device: Device, num_gpus: int) -> Hardware
             num_devices=full.num_devices or 1,
             memory_bytes=full.memory_bytes or host_memory_bytes(),
             bytes_per_s=full.bytes_per_s or CPU_BYTES_PER_S,
-            flop_per_s={"bf16": flops, "fp32": flops / 2},
+            flop_per_s={"bf16": flops, "fp32": flops if lacks_tiles(cpu_flags()) else flops / 2},
             link_bytes_per_s=full.link_bytes_per_s or CPU_BYTES_PER_S,
             cores=cores,
             price_per_hour=full.price_per_hour,

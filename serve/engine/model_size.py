@@ -16,6 +16,8 @@ FLOAT_TAGS = {"F32", "F16", "BF16", "F64"}
 """Of safetensors: what vLLM turns into the model's dtype when it loads."""
 TAG_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2}
 """Bytes of a value by its tag in safetensors; all others take one."""
+PLAIN_FORMATS = ("auto", "dummy", "safetensors")
+"""Of vLLM's load_format, those that leave weights as they are."""
 GROUP_SCALE_BYTES = 2 / 128
 """Four-bit weights carry a 16-bit scale for each 128 of them."""
 
@@ -131,6 +133,27 @@ def measure_model(
         has_files=bool(tensors),
         is_estimate=not is_known(text),
     )
+
+
+def plain_parameters(config: Mapping[str, Any], arguments: Mapping[str, Any]) -> int | None:
+    """Returns the parameters of a dense model of a known kind whose weights and KV cache have plain formats.
+
+    Args:
+        config: as `measure_model` takes it.
+        arguments: the node `engine.vllm`.
+
+    Returns:
+        Null for any other, whose kernels may want a format of their own, and for a config.json that is no decoder's.
+    """
+    is_plain = _in_config(config) is None and not arguments.keys() & {"quantization", "kv_cache_dtype"}
+    if not is_plain or arguments.get("load_format", "auto") not in PLAIN_FORMATS:
+        return None
+    try:
+        text = text_config(config)
+        parts = count_parts(text) if is_known(text) else None
+    except (ArithmeticError, KeyError, TypeError, ValueError):
+        return None
+    return parts.total if parts is not None and parts.active == parts.total else None
 
 
 def read_headers(folder: str) -> dict[str, tuple[str, int]]:

@@ -37,7 +37,7 @@ async def start_vllm(
     stats = EngineStats()
     engine = (InlineVllm if inline else SeparateVllm)(spec, stats, Questions(task, model.adapters))
     try:
-        await engine.start(prepare_engine(model, spec, device, share, task, inline))
+        await engine.start(prepare_engine(model, spec, device, share, task, inline, is_bulk=True))
     except Exception as error:
         raise EngineDead(f"vLLM did not start: {type(error).__name__}: {error}") from error
     stats.start_s["total"] = time.monotonic() - before

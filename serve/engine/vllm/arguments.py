@@ -15,8 +15,8 @@ from serve.engine.adapters import highest_rank
 from serve.engine.capability import overridden
 from serve.engine.checkpoint import plain_config
 from serve.engine.dtype import served_dtype
-from serve.engine.hardware import gpu_memory_bytes
-from serve.engine.model_size import measure_model
+from serve.engine.hardware import gpu_memory_bytes, host_memory_bytes
+from serve.engine.model_size import measure_model, plain_parameters
 from serve.engine.placement import cpu_threads
 from serve.engine.room import holds_graphs, leaves_graphs
 from serve.engine.vllm.graphs import UNCOMPILED, needs_no_compiling, with_graphs
@@ -33,7 +33,13 @@ MAX_LOADED_ADAPTERS = 64
 
 
 def prepare_engine(
-    model: ModelSpec, spec: EngineSpec, device: Device, share: int, task: Task, is_inline: bool = False
+    model: ModelSpec,
+    spec: EngineSpec,
+    device: Device,
+    share: int,
+    task: Task,
+    is_inline: bool = False,
+    is_bulk: bool = False,
 ) -> dict[str, Any]:
     """Sets what vLLM reads from the environment, before it is imported, and returns its engine arguments.
 
@@ -43,14 +49,18 @@ def prepare_engine(
         model: the checkpoint and its adapters.
         spec: sizes and vLLM's own arguments.
         device: cpu or cuda, decided.
-        share: engines that share this machine's cores; only the CPU cares.
+        share: engines that share this machine's cores and memory; only the CPU cares.
         task: what its requests ask for.
         is_inline: whether the engine computes in this process.
+        is_bulk: whether many sequences are there at any time, as in a job.
 
     Raises:
         UserError: when an adapter's folder cannot be read.
     """
-    arguments, config = engine_arguments(model, spec, device, task), plain_config(model.path)
+    config = plain_config(model.path)
+    parameters = plain_parameters(overridden(config, spec.vllm), spec.vllm) if config else None
+    dtype = served_dtype(model.dtype, device, parameters, host_memory_bytes() / share if is_bulk else 0.0)
+    arguments = engine_arguments(model, spec, device, task, dtype)
     captures = device is not Device.cpu and _has_room(model, spec, arguments, config)
     defaults = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
     if device is Device.cpu:
@@ -66,8 +76,17 @@ def prepare_engine(
     return with_graphs(arguments, os.environ.get(UNCOMPILED) == "1") if captures else arguments
 
 
-def engine_arguments(model: ModelSpec, spec: EngineSpec, device: Device, task: Task = Task.generate) -> dict[str, Any]:
+def engine_arguments(
+    model: ModelSpec, spec: EngineSpec, device: Device, task: Task = Task.generate, dtype: str = "auto"
+) -> dict[str, Any]:
     """Returns vLLM's engine arguments, but for its graphs; what `engine.vllm` holds wins.
+
+    Args:
+        model: the checkpoint and its adapters.
+        spec: sizes and vLLM's own arguments.
+        device: cpu or cuda, decided.
+        task: what its requests ask for.
+        dtype: of `served_dtype`.
 
     Raises:
         UserError: when an adapter's folder cannot be read.
@@ -75,7 +94,7 @@ def engine_arguments(model: ModelSpec, spec: EngineSpec, device: Device, task: T
     arguments: dict[str, Any] = {
         "model": model.path,
         "tokenizer": model.tokenizer or model.path,
-        "dtype": served_dtype(model.dtype, device),
+        "dtype": dtype,
         "trust_remote_code": model.trust_remote_code,
         # said always: vLLM would run a model with sentence-transformers' files as a pooling model
         "runner": "generate" if task is Task.generate else "pooling",

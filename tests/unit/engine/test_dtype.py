@@ -37,3 +37,34 @@ def test_on_such_a_cpu_auto_is_float32(
     assert served_dtype(dtype, device) == served
     monkeypatch.setattr(dtype_module, "cpu_flags", lambda: frozenset({"sse2", "avx512f"}))
     assert served_dtype(dtype, device) == dtype
+
+
+SMALL, LARGE, GIB = 3_500_000, 1_100_000_000, float(1 << 30)
+PLAIN, TILES, ARM = {"sse2", "avx512f", "avx512_bf16"}, {"sse2", "avx512f", "amx_bf16"}, {"asimd", "bf16"}
+
+
+@pytest.mark.parametrize(
+    "flags, dtype, device, parameters, bulk_bytes, served",
+    [
+        (PLAIN, "auto", Device.cpu, SMALL, 0.0, "float32"),
+        (PLAIN, "auto", Device.cpu, LARGE, 0.0, "auto"),  # one sequence alone waits for the memory
+        (PLAIN, "auto", Device.cpu, LARGE, 24 * GIB, "float32"),
+        (PLAIN, "auto", Device.cpu, LARGE, 16 * GIB, "auto"),  # 4.1 GiB of weights are more than a quarter
+        (PLAIN, "auto", Device.cpu, None, 24 * GIB, "auto"),  # quantized, or of no known kind
+        (PLAIN, "bfloat16", Device.cpu, SMALL, 0.0, "bfloat16"),
+        (PLAIN, "auto", Device.cuda, SMALL, 24 * GIB, "auto"),
+        (TILES, "auto", Device.cpu, SMALL, 24 * GIB, "auto"),
+        (ARM, "auto", Device.cpu, SMALL, 24 * GIB, "auto"),
+    ],
+)
+def test_without_tiles_what_is_computed_more_than_read_is_float32(
+    flags: set[str],
+    dtype: str,
+    device: Device,
+    parameters: int | None,
+    bulk_bytes: float,
+    served: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dtype_module, "cpu_flags", lambda: frozenset(flags))
+    assert served_dtype(dtype, device, parameters, bulk_bytes) == served

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from serve.engine.model_size import measure_model, read_headers
+from serve.engine.model_size import measure_model, plain_parameters, read_headers
 
 TINY: dict[str, Any] = {
     "hidden_size": 64,
@@ -124,6 +124,27 @@ def test_bytes_follow_dtype_and_quantization(config: dict, arguments: dict, giga
     size = measure_model({**LLAMA_8B, **config}, arguments=arguments)
     assert size.weight_bytes / 1e9 == pytest.approx(gigabytes, rel=0.02)
     assert size.arithmetic == arithmetic
+
+
+@pytest.mark.parametrize(
+    "config, arguments",
+    [
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, {}),
+        ({}, {"quantization": "fp8"}),
+        ({}, {"kv_cache_dtype": "fp8"}),
+        ({}, {"load_format": "bitsandbytes"}),
+        ({"model_type": "unheard_of"}, {}),
+        ({"hidden_size": "wide"}, {}),
+        ({"hidden_size": None}, {}),
+    ],
+)
+def test_who_may_want_formats_of_their_own_is_not_plain(config: dict, arguments: dict):
+    assert plain_parameters({**LLAMA_8B, **config}, arguments) is None
+
+
+def test_a_dense_decoder_is_plain_and_experts_are_not():
+    assert plain_parameters(LLAMA_8B, {"load_format": "dummy"}) == measure_model(LLAMA_8B).parameters
+    assert plain_parameters(MIXTRAL, {}) is None
 
 
 def test_float32_is_kept_where_it_is_asked_for():
