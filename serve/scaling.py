@@ -25,6 +25,8 @@ from serve.size import Size, write_size
 
 REPORT_S = 1.0
 """Replicas and proxies tell the controller at least this often, and as often as it decides."""
+LOOP_S = 0.1
+"""Ray Serve's controller decides no more often (RAY_SERVE_CONTROL_LOOP_INTERVAL_S)."""
 LOOK_BACK_S = 2.0
 """Over this time it averages the requests that wait."""
 
@@ -136,7 +138,7 @@ def scaling_options(job: ServeJob, app: str, num_replicas: int) -> dict[str, Any
             upscale_delay_s=0,
             downscale_delay_s=0,
             downscale_to_zero_delay_s=0,
-            metrics_interval_s=min(REPORT_S, spec.interval_s),
+            metrics_interval_s=min(REPORT_S, max(LOOP_S, spec.interval_s)),
             look_back_period_s=LOOK_BACK_S,
             policy=policy,
         )

@@ -199,7 +199,8 @@ class Infer:
         """Starts the engine, and gives up where the job ends meanwhile."""
         r = self._replica
         starting = asyncio.run_coroutine_threadsafe(
-            start_engine(r.model, r.engine, r.device, r.max_model_len, r.share, r.task, r.api_key), self._loop
+            start_engine(r.model, r.engine, r.device, r.max_model_len, r.share, r.task, r.api_key, is_bulk=True),
+            self._loop,
         )
         deadline = time.monotonic() + r.engine.start_timeout_s
         while not starting.done():

@@ -21,7 +21,7 @@ MIN_INFERENCE_S = 30.0
 UNKNOWN_SPREAD = 0.25
 """What the roofline may be wrong by before a job of the kind has been seen."""
 LEAST_SPREAD = 0.05
-ROOFLINE = "r2"
+ROOFLINE = "r3"
 """Which one predicted: what was learned beside another says nothing of this one. It changes with form and constants."""
 
 

@@ -9,7 +9,7 @@ from conf.schema.engine import Device, EngineKind
 from pipelines.batch.plan import Plan
 from serve.engine.capability import overridden
 from serve.engine.checkpoint import read_model_config
-from serve.engine.dtype import served_dtype
+from serve.engine.dtype import bulk_memory_bytes, served_dtype
 from serve.engine.hardware import Hardware, find_hardware
 from serve.engine.model_size import ModelSize, measure_model, plain_parameters
 
@@ -33,6 +33,6 @@ def size_of(plan: Plan, hardware: Hardware) -> ModelSize:
     """Returns the size of a job's model on a device."""
     job = plan.job
     config = overridden(read_model_config(job.model), job.engine.vllm)
-    parameters, share = plain_parameters(config, job.engine.vllm), hardware.memory_bytes / job.engine.max_replicas
-    dtype = served_dtype(job.model.dtype, hardware.device, parameters, share)
+    memory = bulk_memory_bytes(job.engine, hardware.memory_bytes)
+    dtype = served_dtype(job.model.dtype, hardware.device, plain_parameters(config, job.engine.vllm), memory)
     return measure_model(config, job.model.path, dtype, job.engine.vllm, hardware.device.value)

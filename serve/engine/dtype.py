@@ -5,12 +5,16 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from conf.schema.engine import Device
+from conf.schema.engine import Device, EngineSpec
 
+INTEL = "GenuineIntel"
+"""The vendor_id of /proc/cpuinfo."""
 SMALL_BYTES = 64 << 20
 """Weights that stay in a CPU's caches: reading them costs nothing, however many bits they have."""
 BULK_FRACTION = 0.25
-"""Of the memory, what a bulk engine's weights may take where fewer bytes would do."""
+"""Of the memory, what the weights of a job's engines may take where fewer bytes would do."""
+MANY_SEQS = 16
+"""Sequences in a step from which computing them takes longer than reading the weights: the fewest measured."""
 
 
 def served_dtype(
@@ -27,7 +31,7 @@ def served_dtype(
         device: decided.
         plain_parameters: of a dense model whose weights are not quantized; null for others, whose kernels may want
             their own format.
-        bulk_memory_bytes: memory for an engine whose steps hold many sequences; 0 where a step may have one.
+        bulk_memory_bytes: of `bulk_memory_bytes`, where the engine is a job's; 0 where a step may have one sequence.
     """
     if dtype != "auto" or device is not Device.cpu:
         return dtype
@@ -37,6 +41,20 @@ def served_dtype(
     most = max(SMALL_BYTES, BULK_FRACTION * bulk_memory_bytes)
     is_faster = lacks_tiles(flags) and plain_parameters is not None and 4 * plain_parameters <= most
     return "float32" if is_faster else dtype
+
+
+def bulk_memory_bytes(spec: EngineSpec, memory_bytes: int) -> float:
+    """Returns the memory that each of a job's engines on a machine may count with, the largest pool assumed.
+
+    Args:
+        spec: the engine's.
+        memory_bytes: of the machine.
+
+    Returns:
+        0 where steps hold few sequences, and where the user has said what the KV cache takes: it would hold half.
+    """
+    is_bulk = spec.max_num_seqs >= MANY_SEQS and spec.kv_cache_bytes is None
+    return memory_bytes / spec.max_replicas if is_bulk else 0.0
 
 
 def lacks_16_bits(flags: frozenset[str]) -> bool:
@@ -49,19 +67,20 @@ def lacks_16_bits(flags: frozenset[str]) -> bool:
 
 
 def lacks_tiles(flags: frozenset[str]) -> bool:
-    """Returns whether an x86 CPU multiplies matrices of 16-bit floats no faster than others.
+    """Returns whether an Intel CPU multiplies matrices of 16-bit floats no faster than others.
 
     Args:
-        flags: of /proc/cpuinfo; empty where the CPU is none of x86.
+        flags: of `cpu_flags`. Others' were not measured; an AMD EPYC with AVX-512 did well with them.
     """
-    return "sse2" in flags and "amx_bf16" not in flags
+    return INTEL in flags and "amx_bf16" not in flags
 
 
 @cache
 def cpu_flags() -> frozenset[str]:
-    """Returns this machine's CPU flags; none where the system does not list them."""
+    """Returns this machine's CPU flags, its vendor among them; none where the system does not list them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return frozenset()
-    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))
+    said = [next((line for line in lines if line.startswith(name)), "") for name in ("flags", "vendor_id")]
+    return frozenset(word for line in said for word in line.partition(":")[2].split())

@@ -18,6 +18,10 @@ TAG_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16":
 """Bytes of a value by its tag in safetensors; all others take one."""
 PLAIN_FORMATS = ("auto", "dummy", "safetensors")
 """Of vLLM's load_format, those that leave weights as they are."""
+_NOT_PLAIN = ("compression_config", "quantization_config", "text_config")
+"""In a config.json: other formats, and other models beside the decoder."""
+_FORMATS = {"dtype", "kv_cache_dtype", "quantization", "quantization_config"}
+"""Of vLLM's arguments, those that say of formats."""
 GROUP_SCALE_BYTES = 2 / 128
 """Four-bit weights carry a 16-bit scale for each 128 of them."""
 
@@ -145,12 +149,11 @@ def plain_parameters(config: Mapping[str, Any], arguments: Mapping[str, Any]) ->
     Returns:
         Null for any other, whose kernels may want a format of their own, and for a config.json that is no decoder's.
     """
-    is_plain = _in_config(config) is None and not arguments.keys() & {"quantization", "kv_cache_dtype"}
+    is_plain = not any(config.get(name) for name in _NOT_PLAIN) and not arguments.keys() & _FORMATS
     if not is_plain or arguments.get("load_format", "auto") not in PLAIN_FORMATS:
         return None
     try:
-        text = text_config(config)
-        parts = count_parts(text) if is_known(text) else None
+        parts = count_parts(config) if is_known(config) else None
     except (ArithmeticError, KeyError, TypeError, ValueError):
         return None
     return parts.total if parts is not None and parts.active == parts.total else None

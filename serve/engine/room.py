@@ -26,7 +26,7 @@ BESIDE_GRAPHS_BYTES = 20 << 30
 _SAYS_GRAPHS = ("cudagraph_capture_sizes", "max_cudagraph_capture_size", "cudagraph_mode", "mode")
 """What a user says of graphs, or of compiling as a whole, in `compilation_config` or beside it, keeps ours away."""
 CPU_KV_BYTES = 1 << 30
-"""The KV cache of an engine on CPU where nobody says another; see serve/engine/vllm/arguments.py."""
+"""The KV cache of an engine on CPU where nobody says another, of values of 16 bits."""
 DEVICES_PER_HOST = 8
 """What tensor parallelism may span: beyond a host's links it does not pay."""
 USEFUL_SEQS = 32
@@ -98,6 +98,11 @@ def _beside_weights(memory_bytes: float, weight_bytes: int, engines: int, fracti
     return memory_bytes * min(GRAPHED_FRACTION, fraction or 1.0) / engines - weight_bytes
 
 
+def cpu_kv_bytes(is_float32: bool) -> int:
+    """Returns the KV cache of an engine on CPU where nobody says another: as many tokens whatever they are kept in."""
+    return CPU_KV_BYTES * (2 if is_float32 else 1)
+
+
 def room_for(
     size: ModelSize, hardware: Hardware, tp: int, pp: int, engines: int, num_seqs: int, wish: Wish
 ) -> Room | None:
@@ -106,7 +111,7 @@ def room_for(
     entry = size.device_kv_bytes(tp, pp)
     if hardware.device is Device.cpu:
         free = hardware.memory_bytes * USED_FRACTION - weights * tp * pp
-        kv_bytes = wish.kv_cache_bytes or CPU_KV_BYTES
+        kv_bytes = wish.kv_cache_bytes or cpu_kv_bytes(size.arithmetic == "fp32")
         taken = weights * tp * pp
         if free < kv_bytes:
             return None

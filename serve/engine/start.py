@@ -21,6 +21,7 @@ async def start_engine(
     share: int = 1,
     task: Task = Task.generate,
     api_key: str | None = None,
+    is_bulk: bool = False,
 ) -> Engine:
     """Starts an engine in this process and returns it, ready.
 
@@ -32,6 +33,7 @@ async def start_engine(
         share: engines that share this machine's cores.
         task: what its requests ask for; an engine does one task.
         api_key: of the service, where that is the engine.
+        is_bulk: whether it is a job's, where as many sequences as may be are there at any time.
 
     Raises:
         EngineDead: when it does not start.
@@ -60,4 +62,4 @@ async def start_engine(
         return await start_gguf(model, spec, max_model_len, share)
     from serve.engine.vllm import start_vllm
 
-    return await start_vllm(model, spec, device, share, task)
+    return await start_vllm(model, spec, device, share, task, is_bulk)

@@ -238,10 +238,10 @@ class _Answer:
         """Ends an answer whose replica is lost: Ray Serve says nothing then. Nobody hears it where the client left.
 
         Args:
-            is_late: whether the request's time is over: Ray Serve ends a stream then, and says nothing either.
+            is_late: whether the request's time is over: Ray Serve ends what has begun then, and says nothing.
         """
         if not self.is_begun:
-            await refuse_with(self._send, _refused(500, [(REQUEST_ID, self._request_id)]))
+            await refuse_with(self._send, _refused(408 if is_late else 500, [(REQUEST_ID, self._request_id)]))
         elif self._is_stream and not self._is_ended:
             await self._send({"type": "http.response.body", "body": b"\n\n" + (_LATE if is_late else _LOST)})
 

@@ -17,7 +17,12 @@ from serve.engine.vllm.separate import SeparateVllm
 
 
 async def start_vllm(
-    model: ModelSpec, spec: EngineSpec, device: Device, share: int = 1, task: Task = Task.generate
+    model: ModelSpec,
+    spec: EngineSpec,
+    device: Device,
+    share: int = 1,
+    task: Task = Task.generate,
+    is_bulk: bool = False,
 ) -> Engine:
     """Starts a vLLM engine in this process.
 
@@ -27,6 +32,7 @@ async def start_vllm(
         device: cpu or cuda, decided.
         share: engines that share this machine's cores; only the CPU cares.
         task: what its requests ask for.
+        is_bulk: whether it is a job's, where as many sequences as may be are there at any time.
 
     Raises:
         EngineDead: when it does not start; the cause says why.
@@ -37,7 +43,7 @@ async def start_vllm(
     stats = EngineStats()
     engine = (InlineVllm if inline else SeparateVllm)(spec, stats, Questions(task, model.adapters))
     try:
-        await engine.start(prepare_engine(model, spec, device, share, task, inline, is_bulk=True))
+        await engine.start(prepare_engine(model, spec, device, share, task, inline, is_bulk))
     except Exception as error:
         raise EngineDead(f"vLLM did not start: {type(error).__name__}: {error}") from error
     stats.start_s["total"] = time.monotonic() - before

@@ -14,14 +14,13 @@ from conf.schema.task import Task
 from serve.engine.adapters import highest_rank
 from serve.engine.capability import overridden
 from serve.engine.checkpoint import plain_config
-from serve.engine.dtype import served_dtype
+from serve.engine.dtype import bulk_memory_bytes, served_dtype
 from serve.engine.hardware import gpu_memory_bytes, host_memory_bytes
 from serve.engine.model_size import measure_model, plain_parameters
 from serve.engine.placement import cpu_threads
-from serve.engine.room import holds_graphs, leaves_graphs
+from serve.engine.room import cpu_kv_bytes, holds_graphs, leaves_graphs
 from serve.engine.vllm.graphs import UNCOMPILED, needs_no_compiling, with_graphs
 
-DEFAULT_KV_CACHE_BYTES = 1 << 30
 SHARED_FRACTION = 0.9
 """Of a GPU's memory that engines share; the rest is for what CUDA and others hold."""
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -49,23 +48,24 @@ def prepare_engine(
         model: the checkpoint and its adapters.
         spec: sizes and vLLM's own arguments.
         device: cpu or cuda, decided.
-        share: engines that share this machine's cores and memory; only the CPU cares.
+        share: engines that share this machine's cores; only the CPU cares.
         task: what its requests ask for.
         is_inline: whether the engine computes in this process.
-        is_bulk: whether many sequences are there at any time, as in a job.
+        is_bulk: whether it is a job's, where as many sequences as may be are there at any time.
 
     Raises:
         UserError: when an adapter's folder cannot be read.
     """
     config = plain_config(model.path)
     parameters = plain_parameters(overridden(config, spec.vllm), spec.vllm) if config else None
-    dtype = served_dtype(model.dtype, device, parameters, host_memory_bytes() / share if is_bulk else 0.0)
-    arguments = engine_arguments(model, spec, device, task, dtype)
+    memory = bulk_memory_bytes(spec, host_memory_bytes()) if is_bulk else 0.0
+    dtype = served_dtype(model.dtype, device, parameters, memory)
+    arguments = engine_arguments(model, spec, device, dtype, task)
     captures = device is not Device.cpu and _has_room(model, spec, arguments, config)
     defaults = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
     if device is Device.cpu:
         os.environ.pop("OMP_NUM_THREADS", None)  # Ray sets it to the actor's CPUs
-        gib = math.ceil((spec.kv_cache_bytes or DEFAULT_KV_CACHE_BYTES) / (1 << 30))
+        gib = math.ceil((spec.kv_cache_bytes or cpu_kv_bytes(dtype == "float32")) / (1 << 30))
         defaults |= {"VLLM_CPU_KVCACHE_SPACE": str(gib), **cpu_threads(spec.world_size, share, is_inline)}
     elif captures and needs_no_compiling(arguments, config):
         # ModelOpt says beside config.json that weights have fewer bits
@@ -77,7 +77,7 @@ def prepare_engine(
 
 
 def engine_arguments(
-    model: ModelSpec, spec: EngineSpec, device: Device, task: Task = Task.generate, dtype: str = "auto"
+    model: ModelSpec, spec: EngineSpec, device: Device, dtype: str, task: Task = Task.generate
 ) -> dict[str, Any]:
     """Returns vLLM's engine arguments, but for its graphs; what `engine.vllm` holds wins.
 
@@ -85,8 +85,8 @@ def engine_arguments(
         model: the checkpoint and its adapters.
         spec: sizes and vLLM's own arguments.
         device: cpu or cuda, decided.
-        task: what its requests ask for.
         dtype: of `served_dtype`.
+        task: what its requests ask for.
 
     Raises:
         UserError: when an adapter's folder cannot be read.

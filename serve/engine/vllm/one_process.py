@@ -11,9 +11,9 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from serve.engine.vllm.cores import take_cores
 
-ALONE_WORK = 32 * 256**3
-"""Tokens of a step, times the third power of the model's width, up to which one thread computes it: 32 tokens of width
-256, 4 of 512, none of 1024 (docs/decisions/0026-one-process-on-few-cores.md)."""
+ALONE_WORK = 32 * 3_700_000
+"""Tokens of a step, times what a token is multiplied with, up to which one thread computes it: 32 tokens of the demo's
+model (docs/decisions/0026-one-process-on-few-cores.md)."""
 
 
 class OneProcess(UniProcExecutor):
@@ -27,12 +27,22 @@ class OneProcess(UniProcExecutor):
     def _init_executor(self) -> None:
         with OMPProcessManager(self.vllm_config).configure_omp_envs(0, 0):
             take_cores()
-        self._threads, width = get_num_threads(), self.vllm_config.model_config.get_hidden_size()
-        self._alone_tokens = ALONE_WORK // width**3
+        self._threads = get_num_threads()
+        self._alone_tokens = _alone_tokens(self.vllm_config)
         super()._init_executor()
 
     def execute_model(self, scheduler_output: Any, non_block: bool = False) -> Any:
         """Computes a step; one of little work with one thread, where others cost more to wake than they help."""
-        is_alone = scheduler_output.total_num_scheduled_tokens <= self._alone_tokens
+        tokens, inputs = scheduler_output.total_num_scheduled_tokens, scheduler_output.scheduled_encoder_inputs
+        is_alone = tokens <= self._alone_tokens and not inputs
         set_num_threads(1 if is_alone else self._threads)
         return super().execute_model(scheduler_output, non_block)
+
+
+def _alone_tokens(config: Any) -> int:
+    """Returns the tokens of a step of little work; a layer's weights are some twelve squares of the model's width."""
+    model = config.model_config
+    width = model.get_hidden_size()  # 0 where the config.json has another word for it
+    layers = model.get_num_layers(config.parallel_config)
+    weights = 12 * layers * width**2 + width * model.get_vocab_size()
+    return ALONE_WORK // weights if weights else 0

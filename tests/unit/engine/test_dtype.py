@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from conf.schema.engine import Device
+from conf.schema.engine import Device, EngineSpec
 from serve.engine import dtype as dtype_module
-from serve.engine.dtype import lacks_16_bits, served_dtype
+from serve.engine.dtype import bulk_memory_bytes, lacks_16_bits, served_dtype
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,9 @@ def test_on_such_a_cpu_auto_is_float32(
 
 
 SMALL, LARGE, GIB = 3_500_000, 1_100_000_000, float(1 << 30)
-PLAIN, TILES, ARM = {"sse2", "avx512f", "avx512_bf16"}, {"sse2", "avx512f", "amx_bf16"}, {"asimd", "bf16"}
+AMD, ARM = {"sse2", "avx512f", "avx512_bf16", "AuthenticAMD"}, {"asimd", "bf16"}
+PLAIN = {"sse2", "avx512f", "avx512_bf16", "GenuineIntel"}
+TILES = PLAIN | {"amx_bf16"}
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,7 @@ PLAIN, TILES, ARM = {"sse2", "avx512f", "avx512_bf16"}, {"sse2", "avx512f", "amx
         (PLAIN, "bfloat16", Device.cpu, SMALL, 0.0, "bfloat16"),
         (PLAIN, "auto", Device.cuda, SMALL, 24 * GIB, "auto"),
         (TILES, "auto", Device.cpu, SMALL, 24 * GIB, "auto"),
+        (AMD, "auto", Device.cpu, SMALL, 24 * GIB, "auto"),  # not measured
         (ARM, "auto", Device.cpu, SMALL, 24 * GIB, "auto"),
     ],
 )
@@ -68,3 +71,16 @@ def test_without_tiles_what_is_computed_more_than_read_is_float32(
 ) -> None:
     monkeypatch.setattr(dtype_module, "cpu_flags", lambda: frozenset(flags))
     assert served_dtype(dtype, device, parameters, bulk_bytes) == served
+
+
+@pytest.mark.parametrize(
+    "spec, share",
+    [
+        (EngineSpec(num_replicas="1..4"), 0.25),  # however many there are: a job that goes on computes as it did
+        (EngineSpec(max_num_seqs=16), 1.0),
+        (EngineSpec(max_num_seqs=15), 0.0),
+        (EngineSpec(kv_cache_bytes=1 << 30), 0.0),  # it would hold half of the tokens
+    ],
+)
+def test_what_a_jobs_engine_may_count_with(spec: EngineSpec, share: float) -> None:
+    assert bulk_memory_bytes(spec, 16 << 30) == share * (16 << 30)

@@ -132,10 +132,12 @@ def test_bytes_follow_dtype_and_quantization(config: dict, arguments: dict, giga
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, {}),
         ({}, {"quantization": "fp8"}),
         ({}, {"kv_cache_dtype": "fp8"}),
+        ({}, {"dtype": "bfloat16"}),
+        ({"compression_config": {"quant_method": "compressed-tensors"}}, {}),
+        ({"text_config": {"model_type": "llama"}}, {}),
         ({}, {"load_format": "bitsandbytes"}),
         ({"model_type": "unheard_of"}, {}),
         ({"hidden_size": "wide"}, {}),
-        ({"hidden_size": None}, {}),
     ],
 )
 def test_who_may_want_formats_of_their_own_is_not_plain(config: dict, arguments: dict):

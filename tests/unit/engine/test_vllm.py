@@ -41,21 +41,21 @@ def adapters(folder: Path, count: int, rank: int) -> ModelSpec:
 @pytest.mark.parametrize("task", Task)
 def test_every_argument_is_one_of_vllms(tmp_path: Path, task: Task) -> None:
     spec = EngineSpec(tensor_parallel_size=2, max_model_len=64, kv_cache_bytes=1 << 30)
-    arguments = engine_arguments(adapters(tmp_path, 2, 4), spec, Device.cuda, task)
+    arguments = engine_arguments(adapters(tmp_path, 2, 4), spec, Device.cuda, "auto", task)
     assert arguments.keys() <= engine_argument_names()
     assert arguments["runner"] == ("generate" if task is Task.generate else "pooling")
 
 
 def test_what_the_user_says_wins() -> None:
     spec = EngineSpec(vllm={"structured_outputs_config": {"backend": "guidance"}, "runner": "auto"})
-    arguments = engine_arguments(MODEL, spec, Device.cpu)
+    arguments = engine_arguments(MODEL, spec, Device.cpu, "auto")
     assert arguments["structured_outputs_config"] == {"backend": "guidance"}
     assert arguments["runner"] == "auto"
 
 
 @pytest.mark.parametrize("rank, allowed", [(1, 1), (4, 8), (16, 16), (17, 32), (300, 320), (512, 512)])
 def test_ranks_are_rounded_up_to_what_vllm_has(tmp_path: Path, rank: int, allowed: int) -> None:
-    assert engine_arguments(adapters(tmp_path, 1, rank), EngineSpec(), Device.cuda)["max_lora_rank"] == allowed
+    assert engine_arguments(adapters(tmp_path, 1, rank), EngineSpec(), Device.cuda, "auto")["max_lora_rank"] == allowed
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_ranks_are_rounded_up_to_what_vllm_has(tmp_path: Path, rank: int, allowe
     [(Device.cuda, 3, 3, 3), (Device.cuda, 100, 8, 64), (Device.cpu, 3, 4, 4), (Device.cpu, 100, 101, 101)],
 )
 def test_on_a_cpu_a_place_stays_empty(tmp_path: Path, device: Device, count: int, active: int, loaded: int) -> None:
-    arguments = engine_arguments(adapters(tmp_path, count, 4), EngineSpec(), device)
+    arguments = engine_arguments(adapters(tmp_path, count, 4), EngineSpec(), device, "auto")
     assert (arguments["max_loras"], arguments["max_cpu_loras"]) == (active, loaded)
 
 

@@ -182,7 +182,7 @@ async def test_a_request_whose_replica_is_lost_is_asked_once_more_with_all_of_it
         (Lossy(2), b"x", True, "", 500),  # twice at most
         (Lossy(1), b"x", False, "", 500),
         (Lossy(1), b"x" * (KEPT_BYTES + 1), True, "", 500),
-        (Lossy(1), b"x", True, "4", 500),  # no time is left
+        (Lossy(1), b"x", True, "4", 504),  # no time is left
         (Lossy(1, b"data: {}\n\n"), b"x", True, "", 200),  # it has begun
     ],
 )

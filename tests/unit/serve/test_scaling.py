@@ -56,7 +56,7 @@ def test_ray_serve_gets_bounds_without_delays_of_its_own_and_a_policy_that_it_ca
     assert config.policy.get_policy()(**kwargs)
 
 
-@pytest.mark.parametrize("interval_s, report_s", [(0.5, 0.5), (1.0, 1.0), (10.0, 1.0)])
+@pytest.mark.parametrize("interval_s, report_s", [(0.01, 0.1), (0.5, 0.5), (1.0, 1.0), (10.0, 1.0)])
 def test_replicas_report_as_often_as_it_decides_and_every_second_at_least(interval_s: float, report_s: float):
     words = ("engine.num_replicas=0..4", f"autoscale.interval_s={interval_s}")
     assert scaling_options(job(*words), "manta", 1)["autoscaling_config"].metrics_interval_s == report_s

@@ -1,0 +1,58 @@
+"""The number format that a plan counts with is the one that a job's engine gets."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from conf.entry import compose
+from conf.schema.engine import Device
+from conf.schema.task import Task
+from pipelines.batch.plan import make_plan
+from pipelines.forecast.target import hardware_of, size_of
+from serve.engine import dtype, hardware
+from serve.engine.vllm import arguments
+from serve.engine.vllm.arguments import prepare_engine
+
+XEON = frozenset({"sse2", "avx512f", "avx512_bf16", dtype.INTEL})
+KEPT = ("VLLM_CPU_KVCACHE_SPACE", "VLLM_CPU_OMP_THREADS_BIND", "OMP_WAIT_POLICY", "OMP_NUM_THREADS", "HF_HUB_OFFLINE")
+KEPT += ("VLLM_NO_USAGE_STATS", "VLLM_USE_FLASHINFER_SAMPLER")
+
+
+@pytest.fixture(autouse=True)
+def _xeon(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in KEPT:
+        monkeypatch.setenv(name, "")  # so that what is set is undone
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(dtype, "cpu_flags", lambda: XEON)
+    monkeypatch.setattr(hardware, "cpu_flags", lambda: XEON)
+    monkeypatch.setattr(hardware, "host_memory_bytes", lambda: 16 << 30)
+    monkeypatch.setattr(arguments, "host_memory_bytes", lambda: 16 << 30)
+
+
+@pytest.mark.parametrize(
+    "words, is_float32",
+    [
+        ((), True),
+        (("model.dtype=bfloat16",), False),
+        (("engine.vllm.kv_cache_dtype=fp8",), False),
+        (("engine.num_replicas=1..4", "engine.max_num_seqs=4"), True),  # small, whatever holds it
+    ],
+)
+def test_a_plan_counts_with_the_format_that_engines_get(words: tuple[str, ...], is_float32: bool):
+    job = compose("batch", "model=demo", "data=tickets", "engine=cpu", *words)
+    plan = make_plan(job)
+    size = size_of(plan, hardware_of(job))
+    made = prepare_engine(plan.job.model, plan.job.engine, Device.cpu, 1, Task.generate, True, is_bulk=True)
+    assert (made["dtype"] == "float32") is (size.arithmetic == "fp32") is is_float32
+    # a cache of as many tokens
+    assert os.environ["VLLM_CPU_KVCACHE_SPACE"] == str(2 if is_float32 else 1)
+
+
+def test_a_cpu_without_tiles_multiplies_32_bits_as_fast(monkeypatch: pytest.MonkeyPatch):
+    job = compose("batch", "model=demo", "data=tickets", "engine=cpu")
+    flops = hardware_of(job).flop_per_s
+    assert flops["fp32"] == flops["bf16"]
+    monkeypatch.setattr(hardware, "cpu_flags", lambda: XEON | {"amx_bf16"})
+    assert hardware_of(job).flop_per_s["fp32"] == flops["bf16"] / 2
