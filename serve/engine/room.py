@@ -9,6 +9,7 @@ from typing import Any
 
 from conf.errors import UserError
 from conf.schema.engine import Device
+from serve.engine.dtype import SMALL_BYTES
 from serve.engine.hardware import Hardware
 from serve.engine.model_size import ModelSize
 from serve.engine.roofline import BATCHED_TOKENS, Workload
@@ -98,9 +99,11 @@ def _beside_weights(memory_bytes: float, weight_bytes: int, engines: int, fracti
     return memory_bytes * min(GRAPHED_FRACTION, fraction or 1.0) / engines - weight_bytes
 
 
-def cpu_kv_bytes(is_float32: bool) -> int:
-    """Returns the KV cache of an engine on CPU where nobody says another: as many tokens whatever they are kept in."""
-    return CPU_KV_BYTES * (2 if is_float32 else 1)
+def cpu_kv_bytes(is_float32: bool, weight_bytes: int) -> int:
+    """Returns the KV cache of an engine on CPU where nobody says another: of a large model as many tokens whatever they
+    are kept in, while a small one has more than enough.
+    """
+    return CPU_KV_BYTES * (2 if is_float32 and weight_bytes > SMALL_BYTES else 1)
 
 
 def room_for(
@@ -111,7 +114,7 @@ def room_for(
     entry = size.device_kv_bytes(tp, pp)
     if hardware.device is Device.cpu:
         free = hardware.memory_bytes * USED_FRACTION - weights * tp * pp
-        kv_bytes = wish.kv_cache_bytes or cpu_kv_bytes(size.arithmetic == "fp32")
+        kv_bytes = wish.kv_cache_bytes or cpu_kv_bytes(size.arithmetic == "fp32", size.weight_bytes)
         taken = weights * tp * pp
         if free < kv_bytes:
             return None

@@ -65,7 +65,8 @@ def prepare_engine(
     defaults = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
     if device is Device.cpu:
         os.environ.pop("OMP_NUM_THREADS", None)  # Ray sets it to the actor's CPUs
-        gib = math.ceil((spec.kv_cache_bytes or cpu_kv_bytes(dtype == "float32")) / (1 << 30))
+        cache = spec.kv_cache_bytes or cpu_kv_bytes(dtype == "float32", 4 * (parameters or 0))
+        gib = math.ceil(cache / (1 << 30))
         defaults |= {"VLLM_CPU_KVCACHE_SPACE": str(gib), **cpu_threads(spec.world_size, share, is_inline)}
     elif captures and needs_no_compiling(arguments, config):
         # ModelOpt says beside config.json that weights have fewer bits

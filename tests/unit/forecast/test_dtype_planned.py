@@ -31,10 +31,16 @@ def _xeon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arguments, "host_memory_bytes", lambda: 16 << 30)
 
 
+LARGER = "engine.vllm.hf_overrides={hidden_size: 512, num_hidden_layers: 16, intermediate_size: 1408}"
+
+
 @pytest.mark.parametrize(
     "words, is_float32",
     [
         ((), True),
+        ((LARGER, "engine.vllm.load_format=dummy"), True),
+        ((LARGER, "engine.vllm.load_format=dummy", "engine.max_num_seqs=4"), False),
+        ((LARGER, "engine.vllm.load_format=dummy", "engine.kv_cache_bytes=1073741824"), False),
         (("model.dtype=bfloat16",), False),
         (("engine.vllm.kv_cache_dtype=fp8",), False),
         (("engine.num_replicas=1..4", "engine.max_num_seqs=4"), True),  # small, whatever holds it
@@ -47,7 +53,7 @@ def test_a_plan_counts_with_the_format_that_engines_get(words: tuple[str, ...], 
     made = prepare_engine(plan.job.model, plan.job.engine, Device.cpu, 1, Task.generate, True, is_bulk=True)
     assert (made["dtype"] == "float32") is (size.arithmetic == "fp32") is is_float32
     # a cache of as many tokens
-    assert os.environ["VLLM_CPU_KVCACHE_SPACE"] == str(2 if is_float32 else 1)
+    assert os.environ["VLLM_CPU_KVCACHE_SPACE"] == str(2 if is_float32 and LARGER in words else 1)
 
 
 def test_a_cpu_without_tiles_multiplies_32_bits_as_fast(monkeypatch: pytest.MonkeyPatch):
