@@ -17,6 +17,8 @@ from serve.engine.dtype import cpu_flags, lacks_tiles
 DRIVER = Path("/proc/driver/nvidia/gpus")
 CPU_FLOP_PER_S = 100e9
 """Of a core: what the demo's model reaches on an AMD EPYC with AVX-512 and bf16 (docs/decisions/0004)."""
+TILELESS_RATIO = 1.3
+"""Of an Intel CPU without AMX: float32's operations over those of 16 bits, 1.27 to 1.43 (docs/decisions/0027)."""
 CPU_BYTES_PER_S = 20e9
 """Of a host's memory, shared by its cores: one channel and a half of DDR4; servers have more, small machines less."""
 
@@ -78,7 +80,7 @@ def find_hardware(spec: HardwareSpec, device: Device, num_gpus: int) -> Hardware
             num_devices=full.num_devices or 1,
             memory_bytes=full.memory_bytes or host_memory_bytes(),
             bytes_per_s=full.bytes_per_s or CPU_BYTES_PER_S,
-            flop_per_s={"bf16": flops, "fp32": flops if lacks_tiles(cpu_flags()) else flops / 2},
+            flop_per_s={"bf16": flops, "fp32": flops * (TILELESS_RATIO if lacks_tiles(cpu_flags()) else 0.5)},
             link_bytes_per_s=full.link_bytes_per_s or CPU_BYTES_PER_S,
             cores=cores,
             price_per_hour=full.price_per_hour,
