@@ -17,9 +17,7 @@ MANY_SEQS = 16
 """Sequences in a step from which computing them takes longer than reading the weights: the fewest measured."""
 
 
-def served_dtype(
-    dtype: str, device: Device, plain_parameters: int | None = None, bulk_memory_bytes: float = 0.0
-) -> str:
+def served_dtype(dtype: str, device: Device, plain_parameters: int | None = None, memory_bytes: float = 0.0) -> str:
     """Returns `model.dtype` as vLLM is given it.
 
     Where it is ``auto`` that is the checkpoint's own, but float32 on x86 CPUs without AVX-512, which compute 16-bit
@@ -31,14 +29,14 @@ def served_dtype(
         device: decided.
         plain_parameters: of a dense model whose weights are not quantized; null for others, whose kernels may want
             their own format.
-        bulk_memory_bytes: of `bulk_memory_bytes`, where the engine is a job's; 0 where a step may have one sequence.
+        memory_bytes: of `bulk_memory_bytes`, where the engine is a job's; 0 where a step may have one sequence.
     """
     if dtype != "auto" or device is not Device.cpu:
         return dtype
     flags = cpu_flags()
     if lacks_16_bits(flags):
         return "float32"
-    most = max(SMALL_BYTES, BULK_FRACTION * bulk_memory_bytes)
+    most = max(SMALL_BYTES, BULK_FRACTION * memory_bytes)
     is_faster = lacks_tiles(flags) and plain_parameters is not None and 4 * plain_parameters <= most
     return "float32" if is_faster else dtype
 

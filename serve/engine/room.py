@@ -99,11 +99,15 @@ def _beside_weights(memory_bytes: float, weight_bytes: int, engines: int, fracti
     return memory_bytes * min(GRAPHED_FRACTION, fraction or 1.0) / engines - weight_bytes
 
 
-def cpu_kv_bytes(is_float32: bool, weight_bytes: int) -> int:
+def cpu_kv_bytes(size: ModelSize | None) -> int:
     """Returns the KV cache of an engine on CPU where nobody says another: of a large model as many tokens whatever they
     are kept in, while a small one has more than enough.
+
+    Args:
+        size: of the model; null where it is unknown.
     """
-    return CPU_KV_BYTES * (2 if is_float32 and weight_bytes > SMALL_BYTES else 1)
+    is_double = size is not None and size.arithmetic == "fp32" and size.weight_bytes > SMALL_BYTES
+    return CPU_KV_BYTES * (2 if is_double else 1)
 
 
 def room_for(
@@ -114,7 +118,7 @@ def room_for(
     entry = size.device_kv_bytes(tp, pp)
     if hardware.device is Device.cpu:
         free = hardware.memory_bytes * USED_FRACTION - weights * tp * pp
-        kv_bytes = wish.kv_cache_bytes or cpu_kv_bytes(size.arithmetic == "fp32", size.weight_bytes)
+        kv_bytes = wish.kv_cache_bytes or cpu_kv_bytes(size)
         taken = weights * tp * pp
         if free < kv_bytes:
             return None

@@ -67,7 +67,6 @@ _ASKED = frozenset({"/health", "/ready", "/metrics"})
 """By machines, every few seconds: they wake no service that sleeps."""
 LOOK_S = 1.0
 _LOST = error_event("The replica is lost.", "server_error", "replica_lost")
-_LATE = error_event("The request was not answered in time.", "timeout_error", "deadline_exceeded")
 _SAID = {
     404: ("there is nothing at this path", "not_found_error", "not_found"),
     408: ("The request was not answered in time.", "timeout_error", "deadline_exceeded"),
@@ -75,6 +74,7 @@ _SAID = {
     500: ("The request failed.", "server_error", "internal_error"),
     503: (FULL.message, FULL.kind, FULL.code),
 }
+_LATE = error_event(*_SAID[408])
 
 
 def environment(

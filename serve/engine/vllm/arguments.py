@@ -16,7 +16,7 @@ from serve.engine.capability import overridden
 from serve.engine.checkpoint import plain_config
 from serve.engine.dtype import bulk_memory_bytes, served_dtype
 from serve.engine.hardware import gpu_memory_bytes, host_memory_bytes
-from serve.engine.model_size import measure_model, plain_parameters
+from serve.engine.model_size import ModelSize, measure_model, plain_parameters
 from serve.engine.placement import cpu_threads
 from serve.engine.room import cpu_kv_bytes, holds_graphs, leaves_graphs
 from serve.engine.vllm.graphs import UNCOMPILED, needs_no_compiling, with_graphs
@@ -57,15 +57,14 @@ def prepare_engine(
         UserError: when an adapter's folder cannot be read.
     """
     config = plain_config(model.path)
-    parameters = plain_parameters(overridden(config, spec.vllm), spec.vllm) if config else None
     memory = bulk_memory_bytes(spec, host_memory_bytes()) if is_bulk else 0.0
-    dtype = served_dtype(model.dtype, device, parameters, memory)
+    dtype = served_dtype(model.dtype, device, plain_parameters(overridden(config, spec.vllm), spec.vllm), memory)
     arguments = engine_arguments(model, spec, device, dtype, task)
     captures = device is not Device.cpu and _has_room(model, spec, arguments, config)
     defaults = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
     if device is Device.cpu:
         os.environ.pop("OMP_NUM_THREADS", None)  # Ray sets it to the actor's CPUs
-        cache = spec.kv_cache_bytes or cpu_kv_bytes(dtype == "float32", 4 * (parameters or 0))
+        cache = spec.kv_cache_bytes or cpu_kv_bytes(_measured(model, dtype, arguments, config, device))
         gib = math.ceil(cache / (1 << 30))
         defaults |= {"VLLM_CPU_KVCACHE_SPACE": str(gib), **cpu_threads(spec.world_size, share, is_inline)}
     elif captures and needs_no_compiling(arguments, config):
@@ -129,16 +128,23 @@ def engine_arguments(
 def _has_room(model: ModelSpec, spec: EngineSpec, arguments: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     """Whether this machine's GPU has room for graphs of large steps; those of which nothing is known have none."""
     memory = gpu_memory_bytes() if leaves_graphs(arguments) else None
-    known = overridden(config, arguments)
-    if memory is None or not known:
+    size = None if memory is None else _measured(model, model.dtype, arguments, config, Device.cuda)
+    if memory is None or size is None:
         return False
-    try:
-        size = measure_model(known, str(Path(model.path).expanduser()), model.dtype, arguments)
-        weights = size.device_weight_bytes(arguments["tensor_parallel_size"], arguments["pipeline_parallel_size"])
-    except (ArithmeticError, KeyError, TypeError, ValueError):  # a config.json that is no decoder's
-        return False
+    weights = size.device_weight_bytes(arguments["tensor_parallel_size"], arguments["pipeline_parallel_size"])
     cache, fraction = arguments.get("kv_cache_memory_bytes"), spec.vllm.get("gpu_memory_utilization")
     return holds_graphs(memory, weights, spec.engines_per_device, cache, fraction)
+
+
+def _measured(
+    model: ModelSpec, dtype: str, arguments: Mapping[str, Any], config: Mapping[str, Any], device: Device
+) -> ModelSize | None:
+    """Returns a model's size; null where its config.json is no decoder's, or cannot be read."""
+    try:
+        known, folder = overridden(config, arguments), str(Path(model.path).expanduser())
+        return measure_model(known, folder, dtype, arguments, device.value) if known else None
+    except (ArithmeticError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _adapter_arguments(model: ModelSpec, device: Device) -> dict[str, Any]:

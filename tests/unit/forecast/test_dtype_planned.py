@@ -12,12 +12,20 @@ from conf.schema.task import Task
 from pipelines.batch.plan import make_plan
 from pipelines.forecast.target import hardware_of, size_of
 from serve.engine import dtype, hardware
+from serve.engine.room import cpu_kv_bytes
 from serve.engine.vllm import arguments
 from serve.engine.vllm.arguments import prepare_engine
 
 XEON = frozenset({"sse2", "avx512f", "avx512_bf16", dtype.INTEL})
-KEPT = ("VLLM_CPU_KVCACHE_SPACE", "VLLM_CPU_OMP_THREADS_BIND", "OMP_WAIT_POLICY", "OMP_NUM_THREADS", "HF_HUB_OFFLINE")
-KEPT += ("VLLM_NO_USAGE_STATS", "VLLM_USE_FLASHINFER_SAMPLER")
+KEPT = (
+    "HF_HUB_OFFLINE",
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "VLLM_CPU_KVCACHE_SPACE",
+    "VLLM_CPU_OMP_THREADS_BIND",
+    "VLLM_NO_USAGE_STATS",
+    "VLLM_USE_FLASHINFER_SAMPLER",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +62,16 @@ def test_a_plan_counts_with_the_format_that_engines_get(words: tuple[str, ...], 
     assert (made["dtype"] == "float32") is (size.arithmetic == "fp32") is is_float32
     # a cache of as many tokens
     assert os.environ["VLLM_CPU_KVCACHE_SPACE"] == str(2 if is_float32 and LARGER in words else 1)
+
+
+def test_a_plan_and_an_engine_give_a_model_of_no_known_kind_the_same_cache():
+    unknown = LARGER.replace("{", "{model_type: unheard_of, ")
+    words = ("model.dtype=float32", "engine.vllm.load_format=dummy", unknown)
+    job = compose("batch", "model=demo", "data=tickets", "engine=cpu", *words)
+    plan = make_plan(job)
+    prepare_engine(plan.job.model, plan.job.engine, Device.cpu, 1, Task.generate, True, is_bulk=True)
+    assert cpu_kv_bytes(size_of(plan, hardware_of(job))) == 2 << 30
+    assert os.environ["VLLM_CPU_KVCACHE_SPACE"] == "2"
 
 
 def test_a_cpu_without_tiles_multiplies_32_bits_faster(monkeypatch: pytest.MonkeyPatch):
