@@ -2,9 +2,13 @@
 
     python scripts/bench_router_engines.py --trace mooncake_synthetic_trace.jsonl --out docs/benchmarks/router.json
 
-Each policy gets a service of its own (`manta serve` behind HAProxy with the demo's model) and the same requests at the
-same times. The trace is scaled down: of the trees that its prompts form, every `--sample`-th, lengths by `--scale`,
-arrivals so that `--rate` requests come a second. Policies take turns, `--runs` times.
+    python scripts/bench_router_engines.py --trace mooncake_synthetic_trace.jsonl --device cuda --model llama_1b \
+        --scale 4 --sample 1 --max-model-len 32768 --kv-tokens 262144 --requests 1200 --rates 20 40 --out FILE
+
+Each policy gets a service of its own (`manta serve` behind HAProxy; on a GPU its replicas share one) and the same
+requests at the same times. The trace is scaled down: of the trees its prompts form, every `--sample`-th, lengths by
+`--scale`, arrivals so that a rate of `--rates` requests come a second; each rate has prompts of its own. Policies take
+turns, `--runs` times.
 """
 
 from __future__ import annotations
@@ -31,11 +35,10 @@ from bench_ray_apps import NAME
 from bench_router import TRACE_BLOCK_TOKENS
 from bench_servers import KEY, Contender, Server, serving
 
+from serve.engine.model_size import measure_model
+
 POLICIES = ("prefix", "power_of_two")
-MAX_MODEL_LEN = 4096
 MAX_ANSWER_TOKENS = 64
-KV_TOKEN_BYTES = 2048
-"""Of the demo's model."""
 COUNTERS = ("vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total")
 
 
@@ -48,18 +51,19 @@ class Ask:
     answer_tokens: int
 
 
-def read_trace(path: str, sample: int, scale: int, rate: float, max_requests: int) -> list[Ask]:
-    """Returns the requests of every `sample`-th tree of prompts; equal blocks of the trace are equal tokens."""
-    rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+def read_trace(args: argparse.Namespace, rate: float) -> list[Ask]:
+    """Returns the requests of every `--sample`-th tree of prompts; equal blocks of the trace are equal tokens."""
+    rows = [json.loads(line) for line in Path(args.trace).read_text().splitlines()]
     roots = {root: place for place, root in enumerate(dict.fromkeys(row["hash_ids"][0] for row in rows))}
-    rows = [row for row in rows if roots[row["hash_ids"][0]] % sample == 0][:max_requests]
-    part = TRACE_BLOCK_TOKENS // scale
+    rows = [row for row in rows if roots[row["hash_ids"][0]] % args.sample == 0][: args.requests]
+    scale, part = args.scale, TRACE_BLOCK_TOKENS // args.scale
     stretch = len(rows) / rate / (rows[-1]["timestamp"] - rows[0]["timestamp"])
     asks = []
     for row in rows:
         answer = max(1, min(row["output_length"] // scale, MAX_ANSWER_TOKENS))
-        size = max(1, min(row["input_length"] // scale, MAX_MODEL_LEN - MAX_ANSWER_TOKENS))
-        tokens = [token for block in row["hash_ids"] for token in Random(block).choices(range(300, 2000), k=part)]
+        size = max(1, min(row["input_length"] // scale, args.max_model_len - MAX_ANSWER_TOKENS))
+        seeds = [f"{rate}:{block}" for block in row["hash_ids"]]
+        tokens = [token for seed in seeds for token in Random(seed).choices(range(300, 2000), k=part)]
         arrival_s = (row["timestamp"] - rows[0]["timestamp"]) * stretch
         asks.append(Ask(arrival_s=arrival_s, prompt=tokens[:size], answer_tokens=answer))
     return asks
@@ -156,6 +160,26 @@ def measure(server: Server, asks: Sequence[Ask], num_replicas: int) -> dict[str,
     }
 
 
+def settings(args: argparse.Namespace, model: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Returns vLLM's engine arguments and words of manta's command line."""
+    block = TRACE_BLOCK_TOKENS // args.scale
+    engine: dict[str, Any] = {"max_model_len": args.max_model_len, "block_size": block}
+    if args.device == "cpu":
+        engine |= {"max_num_seqs": 16, "enforce_eager": True}
+    if args.model not in bench_models.SHIPPED:
+        engine["load_format"] = "dummy"
+    config = json.loads(Path(model, "config.json").read_text())
+    dtype = "float32" if args.device == "cpu" else "bfloat16"
+    kv_bytes = measure_model(config, dtype=dtype).kv_bytes_per_token
+    assert kv_bytes
+    engine["kv_cache_memory_bytes"] = args.kv_tokens * kv_bytes
+    words = ("cache=off", "deployment.proxy=direct", f"model.dtype={dtype}", f"engine.num_replicas={args.replicas}")
+    words += (f"router.block_tokens={block}",)
+    if args.device == "cuda":
+        words += (f"engine.engines_per_device={args.replicas}",)
+    return engine, words
+
+
 def main() -> None:
     """Runs the policies in turn and writes their figures after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -164,36 +188,40 @@ def main() -> None:
     add("--out", type=Path, help="where the figures go, as JSON; others that are there stay")
     add("--name", default="engines", help="the run's name in that file")
     add("--replicas", type=int, default=4)
-    add("--rate", type=float, default=6.0, help="requests a second")
-    add("--requests", type=int, default=1000, help="at most")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--model", default="demo", help="demo, or one of bench_models.py, without weights")
+    add("--rates", type=float, nargs="+", default=[6.0], help="requests a second, one load after the other")
+    add("--requests", type=int, default=1000, help="of each load, at most")
     add("--sample", type=int, default=8)
     add("--scale", type=int, default=16, help="divides 512")
+    add("--max-model-len", type=int, default=4096)
     add("--kv-tokens", type=int, default=16384, help="of each replica's cache")
     add("--runs", type=int, default=1)
     add("--policies", nargs="+", default=POLICIES)
     args = parser.parse_args()
-    asks = read_trace(args.trace, args.sample, args.scale, args.rate, args.requests)
-    block = TRACE_BLOCK_TOKENS // args.scale
-    engine = {"max_model_len": MAX_MODEL_LEN, "max_num_seqs": 16, "enforce_eager": True, "block_size": block}
-    words = ("cache=off", "deployment.proxy=direct", f"engine.num_replicas={args.replicas}")
-    words += (f"engine.kv_cache_bytes={args.kv_tokens * KV_TOKEN_BYTES}", f"router.block_tokens={block}")
+    loads = {rate: read_trace(args, rate) for rate in args.rates}
     arguments = {name: value for name, value in vars(args).items() if name not in ("trace", "out")}
     where = {name: value for name, value in machine().items() if name != "cpu"}
     report: dict[str, Any] = {"machine": where, "arguments": arguments, "runs": []}
     with tempfile.TemporaryDirectory(prefix="b", ignore_cleanup_errors=True) as folder:
+        model = str(bench_models.SHIPPED.get(args.model) or Path(folder, "model"))
+        if args.model not in bench_models.SHIPPED:
+            bench_models.make_model(bench_models.model_config(args.model), Path(model))
+        engine, words = settings(args, model)
         for run in range(args.runs):
             for policy in args.policies if run % 2 == 0 else args.policies[::-1]:
                 own = Path(folder, f"{run}{policy[:2]}")
                 own.mkdir()
                 who = Contender(name=policy, server="manta", words=(*words, f"router.policy={policy}"))
-                with serving(who, str(bench_models.SHIPPED["demo"]), "cpu", engine, own, 500) as server:
-                    found = {"policy": policy, "run": run, "start_s": server.start_s}
-                    found |= measure(server, asks, args.replicas) | {"load_average": os.getloadavg()[0]}
-                print(found, flush=True)
-                report["runs"].append(found)
-                if args.out:
-                    others = json.loads(args.out.read_text()) if args.out.exists() else {}
-                    args.out.write_text(json.dumps({**others, args.name: report}, indent=1) + "\n")
+                with serving(who, model, args.device, engine, own, 500) as server:
+                    for rate, asks in loads.items():
+                        found = {"policy": policy, "run": run, "rate": rate, "start_s": server.start_s}
+                        found |= measure(server, asks, args.replicas) | {"load_average": os.getloadavg()[0]}
+                        print(found, flush=True)
+                        report["runs"].append(found)
+                        if args.out:
+                            others = json.loads(args.out.read_text()) if args.out.exists() else {}
+                            args.out.write_text(json.dumps({**others, args.name: report}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

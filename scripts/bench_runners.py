@@ -95,8 +95,8 @@ def manta_words(task: Task) -> list[str]:
 
 def engine_words(engine: dict[str, Any]) -> list[str]:
     """Returns engine arguments as words of manta's command line."""
-    named = {"max_num_seqs", "max_model_len"}
-    return [f"engine.{'' if name in named else 'vllm.'}{name}={json.dumps(value)}" for name, value in engine.items()]
+    own = {"max_num_seqs": "max_num_seqs", "max_model_len": "max_model_len", "kv_cache_memory_bytes": "kv_cache_bytes"}
+    return [f"engine.{own.get(name, f'vllm.{name}')}={json.dumps(value)}" for name, value in engine.items()]
 
 
 def run_llm_generate(task: Task) -> list[dict[str, Any]]:

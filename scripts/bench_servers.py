@@ -126,7 +126,7 @@ def command_of(
         model=model,
         device=device,
         engine=dict(engine),
-        environment=engine_environment(device),
+        environment=engine_environment(device, engine),
         port=port,
         scratch=str(folder / "r"),
     )
@@ -135,17 +135,21 @@ def command_of(
     return [sys.executable, str(SCRIPTS / "bench_ray_apps.py"), str(path)]
 
 
-def engine_environment(device: str) -> dict[str, str]:
-    """Returns the environment variables that all engines get."""
-    return ENVIRONMENT | (CPU_ENVIRONMENT if device == "cpu" else {})
+def engine_environment(device: str, engine: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the environment variables that all engines get; a CPU's would outdo a cache that `engine` names."""
+    is_sized = "kv_cache_memory_bytes" in engine
+    return ENVIRONMENT | (CPU_ENVIRONMENT if device == "cpu" and not is_sized else {})
 
 
-def environment_of(contender: Contender, device: str, folder: Path, profile: Path | None = None) -> dict[str, str]:
+def environment_of(
+    contender: Contender, device: str, engine: Mapping[str, Any], folder: Path, profile: Path | None = None
+) -> dict[str, str]:
     """Returns a server's whole environment: two on one machine share no file, port or key.
 
     Args:
         contender: which.
         device: cpu or cuda.
+        engine: vLLM's engine arguments.
         folder: its own.
         profile: where its processes write what they do; see scripts/site/sitecustomize.py.
     """
@@ -174,7 +178,7 @@ def environment_of(contender: Contender, device: str, folder: Path, profile: Pat
         f"{name}_STATS_PORT": str(free_ports(1)[0]),
     }
     kept = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "OMP_NUM_THREADS")}
-    return {**kept, **engine_environment(device), **own, **contender.environment}
+    return {**kept, **engine_environment(device, engine), **own, **contender.environment}
 
 
 @contextmanager
@@ -198,7 +202,7 @@ def serving(
     command = command_of(contender, model, device, engine, port, folder)
     said, began = folder / "said", time.monotonic()
     with said.open("wb") as output:
-        environment = environment_of(contender, device, folder, profile)
+        environment = environment_of(contender, device, engine, folder, profile)
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, cwd=ROOT)
     url = f"http://127.0.0.1:{port}"
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,8 +64,8 @@ def prepare_engine(
     if device is Device.cpu:
         os.environ.pop("OMP_NUM_THREADS", None)  # Ray sets it to the actor's CPUs
         cache = spec.kv_cache_bytes or cpu_kv_bytes(_measured(model, dtype, arguments, config, device))
-        gib = math.ceil(cache / (1 << 30))
-        defaults |= {"VLLM_CPU_KVCACHE_SPACE": str(gib), **cpu_threads(spec.world_size, share, is_inline)}
+        arguments.setdefault("kv_cache_memory_bytes", cache)
+        defaults |= cpu_threads(spec.world_size, share, is_inline)
     elif captures and needs_no_compiling(arguments, config):
         # ModelOpt says beside config.json that weights have fewer bits
         defaults |= {} if (Path(model.path).expanduser() / "hf_quant_config.json").exists() else {UNCOMPILED: "1"}

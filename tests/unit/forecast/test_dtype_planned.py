@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from conf.entry import compose
@@ -21,7 +19,6 @@ KEPT = (
     "HF_HUB_OFFLINE",
     "OMP_NUM_THREADS",
     "OMP_WAIT_POLICY",
-    "VLLM_CPU_KVCACHE_SPACE",
     "VLLM_CPU_OMP_THREADS_BIND",
     "VLLM_NO_USAGE_STATS",
     "VLLM_USE_FLASHINFER_SAMPLER",
@@ -61,7 +58,7 @@ def test_a_plan_counts_with_the_format_that_engines_get(words: tuple[str, ...], 
     made = prepare_engine(plan.job.model, plan.job.engine, Device.cpu, 1, Task.generate, True, is_bulk=True)
     assert (made["dtype"] == "float32") is (size.arithmetic == "fp32") is is_float32
     # a cache of as many tokens
-    assert os.environ["VLLM_CPU_KVCACHE_SPACE"] == str(2 if is_float32 and LARGER in words else 1)
+    assert made["kv_cache_memory_bytes"] == (2 if is_float32 and LARGER in words else 1) << 30
 
 
 def test_a_plan_and_an_engine_give_a_model_of_no_known_kind_the_same_cache():
@@ -69,9 +66,21 @@ def test_a_plan_and_an_engine_give_a_model_of_no_known_kind_the_same_cache():
     words = ("model.dtype=float32", "engine.vllm.load_format=dummy", unknown)
     job = compose("batch", "model=demo", "data=tickets", "engine=cpu", *words)
     plan = make_plan(job)
-    prepare_engine(plan.job.model, plan.job.engine, Device.cpu, 1, Task.generate, True, is_bulk=True)
-    assert cpu_kv_bytes(size_of(plan, hardware_of(job))) == 2 << 30
-    assert os.environ["VLLM_CPU_KVCACHE_SPACE"] == "2"
+    made = prepare_engine(plan.job.model, plan.job.engine, Device.cpu, 1, Task.generate, True, is_bulk=True)
+    assert cpu_kv_bytes(size_of(plan, hardware_of(job))) == made["kv_cache_memory_bytes"] == 2 << 30
+
+
+@pytest.mark.parametrize(
+    "words, kv_bytes",
+    [
+        (("engine.kv_cache_bytes=50000000",), 50_000_000),
+        (("engine.kv_cache_bytes=50000000", "engine.vllm.kv_cache_memory_bytes=60000000"), 60_000_000),
+    ],
+)
+def test_an_engine_on_cpu_gets_the_cache_that_was_asked_for(words: tuple[str, ...], kv_bytes: int):
+    job = compose("batch", "model=demo", "data=tickets", "engine=cpu", *words)
+    made = prepare_engine(job.model, job.engine, Device.cpu, 1, Task.generate)
+    assert made["kv_cache_memory_bytes"] == kv_bytes  # not whole GiB
 
 
 def test_a_cpu_without_tiles_multiplies_32_bits_faster(monkeypatch: pytest.MonkeyPatch):

@@ -92,21 +92,27 @@ def test_all_contenders_get_the_same_engine(tmp_path: Path):
     assert task["environment"]["VLLM_CPU_KVCACHE_SPACE"] == "1"
 
 
+def test_a_cache_of_a_named_size_is_that_of_all_contenders():
+    engine = ENGINE | {"kv_cache_memory_bytes": 1 << 25}
+    assert "engine.kv_cache_bytes=33554432" in engine_words(engine)
+    assert "VLLM_CPU_KVCACHE_SPACE" not in servers.engine_environment("cpu", engine)
+
+
 def test_manta_runs_with_a_key_limits_and_a_cache(tmp_path: Path):
     words = _command("manta", tmp_path)
     assert "cache=memory" in words
     assert "cache=off" in _command("manta_no_cache", tmp_path)
     assert "access.open=true" not in words
     assert any(word.startswith("access.tokens_per_min=") for word in words)
-    own = servers.environment_of(servers.CONTENDERS["manta"], "cpu", tmp_path)
+    own = servers.environment_of(servers.CONTENDERS["manta"], "cpu", ENGINE, tmp_path)
     assert own["MANTA_API_KEYS"] == servers.KEY
     assert own["MANTA_HOME"] == str(tmp_path)
 
 
 def test_direct_streaming_is_a_matter_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    direct = servers.environment_of(servers.CONTENDERS["ray_serve_llm_direct"], "cpu", tmp_path)
-    shipped = servers.environment_of(servers.CONTENDERS["ray_serve_llm"], "cpu", tmp_path)
+    direct = servers.environment_of(servers.CONTENDERS["ray_serve_llm_direct"], "cpu", ENGINE, tmp_path)
+    shipped = servers.environment_of(servers.CONTENDERS["ray_serve_llm"], "cpu", ENGINE, tmp_path)
     assert set(servers.DIRECT) <= set(direct)
     assert not set(servers.DIRECT) & set(shipped)
     assert "RAY_ADDRESS" not in direct
