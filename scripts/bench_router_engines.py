@@ -163,9 +163,9 @@ def measure(server: Server, asks: Sequence[Ask], num_replicas: int) -> dict[str,
 def settings(args: argparse.Namespace, model: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Returns vLLM's engine arguments and words of manta's command line."""
     block = TRACE_BLOCK_TOKENS // args.scale
-    engine: dict[str, Any] = {"max_model_len": args.max_model_len, "block_size": block}
+    engine: dict[str, Any] = {"max_model_len": args.max_model_len}
     if args.device == "cpu":
-        engine |= {"max_num_seqs": 16, "enforce_eager": True}
+        engine |= {"max_num_seqs": 16, "enforce_eager": True, "block_size": block}
     if args.model not in bench_models.SHIPPED:
         engine["load_format"] = "dummy"
     config = json.loads(Path(model, "config.json").read_text())

@@ -3,7 +3,7 @@ r"""Says whether an engine's answers stay the model's own, whatever of its steps
     python scripts/check_graphs.py --device cuda --out docs/benchmarks/graphs.json
 
 Models of random weights, one for each width of a head, and the demo's are asked in each of `WAYS`, each time in a
-process of its own. Steps hold few tokens, so that most mix prompts with answers and are as small as those that a graph
+process of its own. Steps hold few tokens (`--step-tokens`), so that most mix prompts with answers and are as small as those that a graph
 of decoding steps could be taken for. transformers then says, in float32, how much less likely each token that the
 engine chose was than the token that the model itself would have chosen there: nats, 0 but for rounding. ``unmasked`` is
 what a model says of the same answers when its tokens see those that follow them: what a graph that lost the mask would
@@ -73,7 +73,7 @@ def ask(model: str, way: str, args: argparse.Namespace) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
 
     is_demo = model == str(SHIPPED["demo"])
-    engine: dict[str, Any] = {"max_num_seqs": 512, "max_num_batched_tokens": 512, "max_model_len": 1024}
+    engine: dict[str, Any] = {"max_num_seqs": 512, "max_num_batched_tokens": args.step_tokens, "max_model_len": 1024}
     if args.device == "cuda":
         engine |= {"kv_cache_memory_bytes": 1 << 30, "gpu_memory_utilization": 0.2}
     began = time.time()
@@ -136,6 +136,7 @@ def main() -> int:
     parser.add_argument("--heads", type=int, nargs="*", default=[64, 128, 256], help="widths of a head")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--step-tokens", type=int, default=512, help="that a step holds at most")
     parser.add_argument("--beside", type=int, default=4, help="engines at a time")
     parser.add_argument("--alone", nargs=2, metavar=("MODEL", "WAY"), help="one engine, in this process")
     parser.add_argument("--out", type=Path, help="where the JSON goes")
@@ -155,6 +156,7 @@ def main() -> int:
             environment = {**os.environ, "PYTHONPATH": search_path(), UNCOMPILED: WAYS[way][1]}
             environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
             command = [sys.executable, __file__, "--alone", models[model], way, "--device", args.device]
+            command += ["--step-tokens", str(args.step_tokens)]
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
             line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
             if line is None:
