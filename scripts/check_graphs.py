@@ -3,11 +3,11 @@ r"""Says whether an engine's answers stay the model's own, whatever of its steps
     python scripts/check_graphs.py --device cuda --out docs/benchmarks/graphs.json
 
 Models of random weights, one for each width of a head, and the demo's are asked in each of `WAYS`, each time in a
-process of its own. Steps hold few tokens (`--step-tokens`), so that most mix prompts with answers and are as small as those that a graph
-of decoding steps could be taken for. transformers then says, in float32, how much less likely each token that the
-engine chose was than the token that the model itself would have chosen there: nats, 0 but for rounding. ``unmasked`` is
-what a model says of the same answers when its tokens see those that follow them: what a graph that lost the mask would
-cost. Of the demo's model also the share of held-out tickets that were answered right.
+process of its own. Steps hold few tokens (`--step-tokens`), so that most mix prompts with answers and are as small as
+those that a graph of decoding steps could be taken for. transformers then says, in float32, how much less likely each
+token that the engine chose was than the token that the model itself would have chosen there: nats, 0 but for rounding.
+``unmasked`` is what a model says of the same answers when its tokens see those that follow them: what a graph that lost
+the mask would cost. Of the demo's model also the share of held-out tickets that were answered right.
 """
 
 from __future__ import annotations
