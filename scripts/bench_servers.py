@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 from bench_load import PATH
 from bench_ray_apps import NAME, AppTask
-from bench_runners import CPU_ENVIRONMENT, ENVIRONMENT, ROOT, command_line, engine_words
+from bench_runners import ROOT, command_line, engine_environment, engine_words
 from process_tree import tree
 
 from cluster.ports import free_ports
@@ -133,12 +133,6 @@ def command_of(
     path = folder / "task.json"
     path.write_text(json.dumps(asdict(task)))
     return [sys.executable, str(SCRIPTS / "bench_ray_apps.py"), str(path)]
-
-
-def engine_environment(device: str, engine: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the environment variables that all engines get; a CPU's would outdo a cache that `engine` names."""
-    is_sized = "kv_cache_memory_bytes" in engine
-    return ENVIRONMENT | (CPU_ENVIRONMENT if device == "cpu" and not is_sized else {})
 
 
 def environment_of(

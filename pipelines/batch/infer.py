@@ -28,6 +28,7 @@ from conf.schema.sampling import SamplingSpec
 from conf.schema.task import Task
 from pipelines.batch.commit import Sink, commit
 from pipelines.batch.desk import ClaimsDesk
+from pipelines.batch.gathering import Gathering
 from pipelines.batch.monitor import ReplicaReport, now
 from pipelines.batch.order import Feed, Ordering, Window
 from pipelines.batch.turns import Turns
@@ -126,7 +127,9 @@ class Infer:
         freeze_heap()
         self._report.ready_at = now()
         self._report.engine = self._engine.stats()
-        self._turns = Turns(self._engine, Window(replica.ordering), self._answered)
+        ordering = replica.ordering
+        gathering = Gathering(ordering.units, ordering.first_tokens)
+        self._turns = Turns(self._engine, Window(ordering), gathering, self._answered)
         asyncio.run_coroutine_threadsafe(self._keep_reporting(), self._loop)
 
     def __call__(self, wrapped: pa.Table) -> pa.Table:

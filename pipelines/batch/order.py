@@ -20,14 +20,19 @@ from conf.schema.batch import BatchJob, Order
 from conf.schema.sampling import SamplingSpec
 from conf.schema.task import Task
 from serve.engine.protocol import Request
+from serve.engine.roofline import BATCHED_TOKENS
 
 if TYPE_CHECKING:
     from pipelines.batch.resume import Work
 
+TOKEN_BYTES = 4
 MAX_UNITS = 32
 """Units that a replica works on at a time, each in a thread."""
 SLACK = 2
 """How much earlier than needed long answers go: what is expected of them is a limit, and others end before theirs."""
+
+FIRST_STEPS = 16
+"""Full steps' worth of prompts in an engine while units are still coming: enough to keep it busy until answers end."""
 
 Owner = TypeVar("Owner")
 
@@ -92,6 +97,8 @@ class Ordering:
     spare_rows: int
     """Rows held back beside them. They bridge the time when the rows before have all been taken: then their units end
     at about the same time, and others come."""
+    first_tokens: int | None = None
+    """Prompt tokens that the engine may hold while units are still coming; null for no bound, see `Gathering`."""
 
 
 def plan_order(job: BatchJob, work: Work, num_replicas: int) -> Ordering:
@@ -120,14 +127,16 @@ def plan_order(job: BatchJob, work: Work, num_replicas: int) -> Ordering:
         else:
             spare_rows = 0
     units = min(units, MAX_UNITS)
+    by_prefix = is_ordered and engine.vllm.get("enable_prefix_caching") is not False
     return Ordering(
-        by_prefix=is_ordered and engine.vllm.get("enable_prefix_caching") is not False,
+        by_prefix=by_prefix,
         longest_first=is_ordered,
         num_seqs=engine.max_num_seqs,
         units=units,
         next_units=next_units,
         rows=max(units * unit_rows - spare_rows, 1),
         spare_rows=spare_rows,
+        first_tokens=FIRST_STEPS * (engine.vllm.get("max_num_batched_tokens") or BATCHED_TOKENS) if by_prefix else None,
     )
 
 

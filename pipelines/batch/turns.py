@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from pipelines.batch.order import Feed, Waiting, Window
+from pipelines.batch.gathering import PATIENCE_S, Gathering
+from pipelines.batch.order import TOKEN_BYTES, Feed, Waiting, Window
 from serve.engine.protocol import Engine, Outcome, Request
 
 
@@ -16,12 +18,16 @@ class Turns:
     All of it runs in the engine's event loop.
     """
 
-    def __init__(self, engine: Engine, window: Window[Asker], on_answer: Callable[[], None]) -> None:
-        """Args: what answers, what says whose turn it is, and what is called for each outcome."""
-        self._engine, self._window, self._on_answer = engine, window, on_answer
+    def __init__(
+        self, engine: Engine, window: Window[Asker], gathering: Gathering, on_answer: Callable[[], None]
+    ) -> None:
+        """Args: what answers, what says whose turn it is and how many may go in, and what each outcome calls."""
+        self._engine, self._window, self._gathering, self._on_answer = engine, window, gathering, on_answer
         self._askers: set[Asker] = set()
-        self._of: dict[str, Asker] = {}
-        """Whose the requests are that the engine holds, by their ids."""
+        self._of: dict[str, tuple[Asker, int]] = {}
+        """Whose the requests are that the engine holds, and their tokens, by their ids."""
+        self._tokens = 0
+        """Of the requests that it holds."""
         self._pumps: set[asyncio.Task[None]] = set()
         self._feeding: object = None
         """What takes from the window now; null where nobody does."""
@@ -45,8 +51,10 @@ class Turns:
             self._start(iter([(asker, waiting) for waiting in feed.waiting]), is_alone=True)
         else:
             self._window.add(asker, feed.waiting)
-            if self._feeding is None:
-                self._start(iter(self._window.take, None), is_alone=False)
+            self._gathering.came(time.monotonic())
+            self._go_on()
+            if not self._gathering.is_over:
+                asyncio.get_running_loop().call_later(PATIENCE_S, self._go_on)
         try:
             await asker.ended
         finally:
@@ -60,6 +68,17 @@ class Turns:
             pump.cancel()
         if not self._pumps:
             self._end(None)
+
+    def _go_on(self) -> None:
+        """Takes from the window again where nobody does."""
+        if self._feeding is None and len(self._window) and self._has_room():
+            self._start(iter(self._take, None), is_alone=False)
+
+    def _take(self) -> tuple[Asker, Waiting] | None:
+        return self._window.take() if self._has_room() else None
+
+    def _has_room(self) -> bool:
+        return self._gathering.is_over or self._gathering.has_room(self._tokens, time.monotonic())
 
     def _start(self, turns: Iterator[tuple[Asker, Waiting]], is_alone: bool) -> None:
         if not is_alone:
@@ -88,14 +107,17 @@ class Turns:
             self._askers.discard(asker)
             asker.end(error)
         self._of.clear()
+        self._tokens = 0
 
     async def _pump(self, turns: Iterator[tuple[Asker, Waiting]], is_alone: bool) -> None:
         stream = self._engine.generate(self._each(turns), exclusive=is_alone)
         try:
             async for outcome in stream:
-                asker = self._of.pop(outcome.request_id, None)
-                if asker is None:  # its unit has ended with an error
+                held = self._of.pop(outcome.request_id, None)
+                if held is None:  # its unit has ended with an error
                     continue
+                asker, tokens = held
+                self._tokens -= tokens
                 asker.on_outcome(outcome)
                 asker.tick.soon()
                 self._on_answer()
@@ -103,6 +125,8 @@ class Turns:
                 if not asker.left:
                     self._askers.discard(asker)
                     asker.end(None)
+                if not self._gathering.is_over:
+                    self._go_on()
         finally:
             await stream.aclose()  # type: ignore[attr-defined]
 
@@ -110,7 +134,8 @@ class Turns:
         for asker, waiting in turns:
             request = asker.feed.begin(waiting)
             asker.tick.soon()
-            self._of[waiting.id] = asker
+            self._of[waiting.id] = asker, (tokens := len(waiting.tokens) // TOKEN_BYTES)
+            self._tokens += tokens
             yield request
         if self._feeding is turns:
             self._feeding = None

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 import pytest
 
 from conf.schema.sampling import SamplingSpec
+from pipelines.batch.gathering import Gathering
 from pipelines.batch.order import Feed, Ordering, Waiting, Window
 from pipelines.batch.turns import Turns
 from serve.engine.errors import EngineDead
@@ -60,7 +61,7 @@ class Unit:
 
 
 def turns_of(gate: Gate) -> Turns:
-    return Turns(gate, Window(ORDERING), lambda: None)  # type: ignore[arg-type]
+    return Turns(gate, Window(ORDERING), Gathering(9, None), lambda: None)  # type: ignore[arg-type]
 
 
 async def test_rows_of_two_units_go_in_one_order_and_each_gets_its_own() -> None:

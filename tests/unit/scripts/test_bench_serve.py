@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import bench_serve as b  # noqa: E402
 import bench_serve_summary as s  # noqa: E402
 import bench_servers as servers  # noqa: E402
-from bench_runners import engine_words  # noqa: E402
+from bench_runners import engine_environment, engine_words  # noqa: E402
 
 ENGINE = {"max_num_seqs": 8, "load_format": "dummy", "enforce_eager": True}
 
@@ -95,7 +95,7 @@ def test_all_contenders_get_the_same_engine(tmp_path: Path):
 def test_a_cache_of_a_named_size_is_that_of_all_contenders():
     engine = ENGINE | {"kv_cache_memory_bytes": 1 << 25}
     assert "engine.kv_cache_bytes=33554432" in engine_words(engine)
-    assert "VLLM_CPU_KVCACHE_SPACE" not in servers.engine_environment("cpu", engine)
+    assert "VLLM_CPU_KVCACHE_SPACE" not in engine_environment("cpu", engine)
 
 
 def test_manta_runs_with_a_key_limits_and_a_cache(tmp_path: Path):
