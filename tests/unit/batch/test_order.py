@@ -153,6 +153,8 @@ def test_one_replica_holds_what_the_window_allows() -> None:
     assert (large.units, large.rows, large.spare_rows) == (9, 9000 - 512, 512)  # 8,192 and what is held back
     assert planned(100_000, 1000, window_rows=3000).units == 4
     assert planned(100_000, 100).units == MAX_UNITS
+    assert large.first_tokens == 16 * 8192
+    assert planned(100_000, 1000, order=Order.input).first_tokens is None
 
 
 def test_one_of_several_replicas_holds_its_share_and_nothing_of_it_back() -> None:
