@@ -9,24 +9,20 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from conf.schema.batch import BatchJob
-from conf.schema.engine import Device, EngineSpec
+from conf.schema.engine import EngineSpec
 from conf.schema.task import Task
 from pipelines.forecast.duplicates import duplicate_share
 from pipelines.forecast.efficiency import Efficiency
 from pipelines.forecast.lengths import Answers
 from pipelines.forecast.prefix import best_prefix_hit_rate
 from pipelines.forecast.sample import Sample
+from pipelines.forecast.start import start_seconds
 from serve.engine.hardware import Hardware
 from serve.engine.model_size import ModelSize
 from serve.engine.roofline import Workload
 from serve.engine.room import Wish, leaves_graphs
 from serve.engine.shape import Shape, choose_shape
 
-GPU_START_S, GPU_START_S_PER_GB = 55.0, 2.2
-"""Start-up on a GPU, and what each GB of weights adds. Fitted to ray.data.llm on an H200: 60 s with 1.1 B, 90 s with
-8 B; what finished jobs took replaces it."""
-CPU_START_S = 25.0
-"""Start-up on two CPU cores: docs/benchmarks/batch_cpu.md."""
 START_SPREAD = 0.25
 
 
@@ -182,7 +178,7 @@ def make_forecast(
     inference = shape.seconds / efficiency.ratio
     prompt_error = 0.0 if sample.is_whole else 1.28 * pstdev(lengths) / math.sqrt(len(lengths)) / prompt.mean
     error = math.sqrt(efficiency.spread**2 + answers.error_fraction**2 + prompt_error**2)
-    start = efficiency.start_s or start_seconds(size, hardware, shape)
+    start = efficiency.start_s or start_seconds(size, hardware, shape, job.engine)
     return Forecast(
         rows=sample.total_rows,
         sampled_rows=sample.rows,
@@ -240,12 +236,6 @@ def as_set(engine: EngineSpec) -> Wish:
         max_num_seqs=engine.max_num_seqs,
         in_flight_rows=engine.in_flight_rows,
     )
-
-
-def start_seconds(size: ModelSize, hardware: Hardware, shape: Shape) -> float:
-    """Returns what start-up takes where no job has taught it."""
-    gigabytes = size.device_weight_bytes(shape.tensor_parallel_size, shape.pipeline_parallel_size) / 1e9
-    return (CPU_START_S if hardware.device is Device.cpu else GPU_START_S) + GPU_START_S_PER_GB * gigabytes
 
 
 def spread_of(values: Sequence[int]) -> Spread:
