@@ -145,7 +145,7 @@ def main() -> int:
         model, way = args.alone
         print("RESULT " + json.dumps(ask(model, way, args)), flush=True)
         return 0
-    report: dict[str, Any] = {"machine": machine(), "models": {}}
+    report: dict[str, Any] = {"machine": machine(), "step_tokens": args.step_tokens, "models": {}}
     with tempfile.TemporaryDirectory() as folder:
         models = {f"head_{width}": str(Path(folder, str(width))) for width in args.heads}
         for width in args.heads:

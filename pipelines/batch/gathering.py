@@ -17,7 +17,7 @@ class Gathering:
         """Args: units that the replica holds once all are there, and tokens in the engine before; null for no bound."""
         self._num_left = num_units
         self._first_tokens = first_tokens
-        self._until = 0.0
+        self._until = float("inf")
         self.is_over = first_tokens is None
 
     def came(self, now: float) -> None:
@@ -26,6 +26,7 @@ class Gathering:
         Args:
             now: seconds of a clock that does not go back.
         """
+        self._look(now)
         self._num_left -= 1
         self._until = now + PATIENCE_S
 
@@ -36,5 +37,8 @@ class Gathering:
             tokens: prompt tokens of the rows that are in it.
             now: as in `came`.
         """
-        self.is_over = self.is_over or self._num_left <= 0 or now >= self._until
+        self._look(now)
         return self.is_over or self._first_tokens is None or tokens < self._first_tokens
+
+    def _look(self, now: float) -> None:
+        self.is_over = self.is_over or self._num_left <= 0 or now >= self._until

@@ -128,7 +128,7 @@ class Infer:
         self._report.ready_at = now()
         self._report.engine = self._engine.stats()
         ordering = replica.ordering
-        gathering = Gathering(ordering.units, ordering.first_tokens)
+        gathering = Gathering(ordering.first_units, ordering.first_tokens)
         self._turns = Turns(self._engine, Window(ordering), gathering, self._answered)
         asyncio.run_coroutine_threadsafe(self._keep_reporting(), self._loop)
 

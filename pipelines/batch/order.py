@@ -99,6 +99,8 @@ class Ordering:
     at about the same time, and others come."""
     first_tokens: int | None = None
     """Prompt tokens that the engine may hold while units are still coming; null for no bound, see `Gathering`."""
+    first_units: int = 0
+    """So many are expected to come before any ends."""
 
 
 def plan_order(job: BatchJob, work: Work, num_replicas: int) -> Ordering:
@@ -127,6 +129,8 @@ def plan_order(job: BatchJob, work: Work, num_replicas: int) -> Ordering:
         else:
             spare_rows = 0
     units = min(units, MAX_UNITS)
+    step = engine.vllm.get("max_num_batched_tokens")
+    first_tokens = FIRST_STEPS * (step if isinstance(step, int) else BATCHED_TOKENS)
     by_prefix = is_ordered and engine.vllm.get("enable_prefix_caching") is not False
     return Ordering(
         by_prefix=by_prefix,
@@ -136,7 +140,8 @@ def plan_order(job: BatchJob, work: Work, num_replicas: int) -> Ordering:
         next_units=next_units,
         rows=max(units * unit_rows - spare_rows, 1),
         spare_rows=spare_rows,
-        first_tokens=FIRST_STEPS * (engine.vllm.get("max_num_batched_tokens") or BATCHED_TOKENS) if by_prefix else None,
+        first_tokens=first_tokens if by_prefix else None,
+        first_units=min(units, -(-len(pending) // num_replicas)),
     )
 
 

@@ -11,6 +11,9 @@ from pipelines.batch.gathering import PATIENCE_S, Gathering
 from pipelines.batch.order import TOKEN_BYTES, Feed, Waiting, Window
 from serve.engine.protocol import Engine, Outcome, Request
 
+LATE_S = 0.05
+"""After somebody's patience has ended: uvloop's timers, which are Ray's, go off up to a millisecond early."""
+
 
 class Turns:
     """Gives an engine the rows of units as their turn comes, and each unit what came of its own.
@@ -54,7 +57,7 @@ class Turns:
             self._gathering.came(time.monotonic())
             self._go_on()
             if not self._gathering.is_over:
-                asyncio.get_running_loop().call_later(PATIENCE_S, self._go_on)
+                asyncio.get_running_loop().call_later(PATIENCE_S + LATE_S, self._go_on)
         try:
             await asker.ended
         finally:

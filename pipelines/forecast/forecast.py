@@ -174,11 +174,12 @@ def make_forecast(
         rows=requests,
         saved_fraction=saving if is_cached else 0.0,
     )
-    shape = choose_shape(size, hardware, workload, context_tokens, wish_of(job.engine))
+    wish = wish_of(job.engine)
+    shape = choose_shape(size, hardware, workload, context_tokens, wish)
     inference = shape.seconds / efficiency.ratio
     prompt_error = 0.0 if sample.is_whole else 1.28 * pstdev(lengths) / math.sqrt(len(lengths)) / prompt.mean
     error = math.sqrt(efficiency.spread**2 + answers.error_fraction**2 + prompt_error**2)
-    start = efficiency.start_s or start_seconds(size, hardware, shape, job.engine)
+    start = efficiency.start_s or start_seconds(job, size, hardware, shape, wish)
     return Forecast(
         rows=sample.total_rows,
         sampled_rows=sample.rows,
@@ -219,7 +220,7 @@ def wish_of(engine: EngineSpec) -> Wish:
         num_replicas=engine.max_replicas if own("num_replicas") else None,
         max_num_seqs=own("max_num_seqs"),
         in_flight_rows=engine.max_in_flight,
-        kv_cache_bytes=engine.kv_cache_bytes,
+        kv_cache_bytes=engine.vllm.get("kv_cache_memory_bytes") or engine.kv_cache_bytes,
         memory_fraction=engine.vllm.get("gpu_memory_utilization"),
         captures_graphs=leaves_graphs(engine.vllm),
     )

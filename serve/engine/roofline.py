@@ -31,7 +31,8 @@ CPU_SEQUENCE_S = 80e-6
 """On two CPU cores, for a step and for a sequence's token. Fitted to the demo's model, 256 sequences: 83 to 98 rows/s
 of 43 tokens (docs/benchmarks/batch_cpu.md), and to a model of 1 M: 400 rows/s of 16 tokens."""
 BATCHED_TOKENS = 8192
-"""Tokens that vLLM computes in a step at most. Source: vllm/engine/arg_utils.py (0.26-0.32), of AsyncLLM on a GPU."""
+"""Tokens that vLLM computes in a step at most. Source: vllm/engine/arg_utils.py (0.26-0.32), of its API server on a GPU
+of 70 GiB and more that is no A100."""
 CPU_BATCHED_TOKENS = 2048
 LINK_EFFICIENCY = 0.6
 PIPELINE_EFFICIENCY = 0.85

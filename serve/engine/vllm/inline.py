@@ -29,10 +29,12 @@ class VllmStepper(Stepper):
         """
         began = time.monotonic()
         from vllm.engine.arg_utils import EngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.llm_engine import LLMEngine
 
         imported = time.monotonic()
-        self._llm = LLMEngine.from_engine_args(EngineArgs(**with_objects(arguments)))
+        context = UsageContext.OPENAI_API_SERVER  # see llm.py
+        self._llm = LLMEngine.from_engine_args(EngineArgs(**with_objects(arguments)), context)
         if arguments["pipeline_parallel_size"] > 1:
             # in eager mode the CPU runner allocates the later ranks' intermediate tensors only here
             self._llm.collective_rpc("execute_dummy_batch")

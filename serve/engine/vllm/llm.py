@@ -19,10 +19,15 @@ async def start_llm(arguments: Mapping[str, Any]) -> Any:
         Exception: what vLLM raises when it does not start.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
     own = {"distributed_executor_backend": ONE_PROCESS} if computes_alone(arguments) else {}
-    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**own, **with_objects(dict(arguments))))
+    llm = AsyncLLM.from_engine_args(
+        AsyncEngineArgs(**own, **with_objects(dict(arguments))),
+        # by it vLLM chooses how many tokens a step has: 8,192 on large GPUs. Where nothing is said it takes 2,048
+        usage_context=UsageContext.OPENAI_API_SERVER,
+    )
     if arguments["pipeline_parallel_size"] > 1 and arguments.get("enforce_eager"):
         # in eager mode the CPU runner allocates the later ranks' intermediate tensors only here
         await llm.collective_rpc("execute_dummy_batch")

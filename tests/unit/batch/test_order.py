@@ -153,7 +153,8 @@ def test_one_replica_holds_what_the_window_allows() -> None:
     assert (large.units, large.rows, large.spare_rows) == (9, 9000 - 512, 512)  # 8,192 and what is held back
     assert planned(100_000, 1000, window_rows=3000).units == 4
     assert planned(100_000, 100).units == MAX_UNITS
-    assert large.first_tokens == 16 * 8192
+    assert (large.first_tokens, large.first_units) == (16 * 8192, 9)
+    assert planned(600, 600).first_units == 1  # no more than there are
     assert planned(100_000, 1000, order=Order.input).first_tokens is None
 
 

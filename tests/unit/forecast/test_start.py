@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from conf.schema.batch import BatchJob
+from conf.schema.data import DataSpec
 from conf.schema.engine import Device, EngineSpec
+from conf.schema.hardware import HardwareSpec
+from conf.schema.model import ModelSpec
+from pipelines.forecast.forecast import wish_of
 from pipelines.forecast.start import CPU_START_S, start_seconds
-from serve.engine.model_size import ModelSize, measure_model
+from serve.engine.hardware import find_hardware
+from serve.engine.model_size import measure_model
 
 LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "hidden_size": 4096,
     "num_hidden_layers": 32,
@@ -22,12 +30,19 @@ LLAMA = {
     "vocab_size": 128256,
     "torch_dtype": "bfloat16",
 }
-GPU, CPU = (SimpleNamespace(device=device) for device in (Device.cuda, Device.cpu))
+SMALLER = {"hidden_size": 2048, "num_hidden_layers": 22, "intermediate_size": 5632}
+WHERE_COMPILED = 100.0
 
 
-def seconds(size: ModelSize, engines: int = 1, tp: int = 1, hardware: Any = GPU, **engine: Any) -> float:
+def seconds(folder: Path, changes: dict[str, Any], gpu: str = "h200", engines: int = 1, tp: int = 1, **engine: Any):
+    config = LLAMA | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    spec = EngineSpec(**engine)
+    job = BatchJob(engine=spec, model=ModelSpec(path=str(folder)), data=DataSpec(input="x"))
     shape: Any = SimpleNamespace(tensor_parallel_size=tp, pipeline_parallel_size=1, engines_per_device=engines)
-    return start_seconds(size, hardware, shape, EngineSpec(**engine))
+    device = Device.cpu if gpu == "cpu" else Device.cuda
+    hardware = find_hardware(HardwareSpec(name=gpu), device, 0)
+    return start_seconds(job, measure_model(config, arguments=spec.vllm), hardware, shape, wish_of(spec))
 
 
 @pytest.mark.parametrize(
@@ -36,25 +51,34 @@ def seconds(size: ModelSize, engines: int = 1, tp: int = 1, hardware: Any = GPU,
         ({}, 1, {}, [68.7, 59.2, 52.1]),
         ({"hidden_size": 896, "num_hidden_layers": 24, "intermediate_size": 4864}, 1, {}, [64.3]),
         ({"hidden_size": 5120, "num_hidden_layers": 40, "intermediate_size": 13824}, 1, {}, [54.3]),
-        ({}, 1, {"kv_cache_bytes": 17179869184}, [39.7, 37.5, 37.2, 44.7]),
-        ({"hidden_size": 2048, "num_hidden_layers": 22, "intermediate_size": 5632}, 2, {}, [31.9, 41.5, 35.4, 45.2]),
+        ({}, 1, {"kv_cache_bytes": 1 << 34}, [39.7, 37.5, 44.7]),
+        ({}, 1, {"vllm": {"kv_cache_memory_bytes": 1 << 34}}, [37.2]),
+        (SMALLER, 2, {"kv_cache_bytes": 40_000_000_000}, [31.9, 41.5, 35.4, 45.2]),
+        ({}, 1, {"env": {"VLLM_USE_BREAKABLE_CUDAGRAPH": "0"}}, [112.5]),
     ],
 )
 def test_a_start_takes_about_what_was_measured(
-    changes: dict[str, int], engines: int, engine: dict[str, Any], measured: list[float]
+    tmp_path: Path, changes: dict[str, Any], engines: int, engine: dict[str, Any], measured: list[float]
 ):
-    found = seconds(measure_model(LLAMA | changes), engines, **engine)
     middle = sorted(measured)[len(measured) // 2]
-    assert found == pytest.approx(middle, rel=0.25)
+    assert seconds(tmp_path, changes, engines=engines, **engine) == pytest.approx(middle, rel=0.25)
 
 
-def test_what_is_compiled_starts_later():
-    size = measure_model(LLAMA)
-    plain = seconds(size)
-    assert pytest.approx(seconds(replace(size, arithmetic="fp8")), rel=0.1) == 112.0
-    assert seconds(size, tp=2) > plain + 40
-    assert seconds(replace(size, is_moe=True)) > plain + 40
+@pytest.mark.parametrize(
+    ("changes", "more"),
+    [
+        ({}, {"gpu": "l4"}),  # no room for the graphs
+        ({}, {"tp": 2}),
+        ({"architectures": ["Gemma2ForCausalLM"]}, {}),
+        ({"torch_dtype": "float32"}, {}),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, {}),
+        ({}, {"gpu": "tpu_v6e"}),
+    ],
+)
+def test_what_is_compiled_starts_later(tmp_path: Path, changes: dict[str, Any], more: dict[str, Any]):
+    assert seconds(tmp_path, changes, **more) > WHERE_COMPILED
+    assert seconds(tmp_path, changes, vllm={"enforce_eager": True}, **more) < WHERE_COMPILED
 
 
-def test_a_cpu_neither_measures_nor_compiles():
-    assert seconds(replace(measure_model(LLAMA), is_moe=True), hardware=CPU) < CPU_START_S + 10
+def test_a_cpu_neither_measures_nor_compiles(tmp_path: Path):
+    assert seconds(tmp_path, {"architectures": ["Gemma2ForCausalLM"]}, gpu="cpu") < CPU_START_S + 10
