@@ -36,6 +36,8 @@ def test_the_order_of_prefixes_finds_most_of_what_can_be_found(
         *("sampling.max_tokens=4", "engine.max_num_seqs=4", "engine.max_model_len=1024"),
         "engine.vllm.block_size=32",
         f"engine.kv_cache_bytes={CACHE_TOKENS * TOKEN_BYTES}",
+        # the engine would take all rows as they come; until all are there it gets so many tokens as 16 steps have
+        *("engine.max_in_flight=160", "engine.vllm.max_num_batched_tokens=512"),
     )
     assert main(["plan", "engine=cpu", *common, "--json"]) == 0
     best = json.loads(capsys.readouterr().out)["input"]["best_prefix_hit_rate"]
