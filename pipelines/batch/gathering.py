@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 PATIENCE_S = 1.0
 """After the last unit that came; then it was the last one. Reading a unit takes a fraction of that."""
 
@@ -16,8 +18,8 @@ class Gathering:
     def __init__(self, num_units: int, first_tokens: int | None) -> None:
         """Args: units that the replica holds once all are there, and tokens in the engine before; null for no bound."""
         self._num_left = num_units
-        self._first_tokens = first_tokens
-        self._until = float("inf")
+        self._first_tokens = math.inf if first_tokens is None else first_tokens
+        self._until = math.inf
         self.is_over = first_tokens is None
 
     def came(self, now: float) -> None:
@@ -38,7 +40,7 @@ class Gathering:
             now: as in `came`.
         """
         self._look(now)
-        return self.is_over or self._first_tokens is None or tokens < self._first_tokens
+        return self.is_over or tokens < self._first_tokens
 
     def _look(self, now: float) -> None:
         self.is_over = self.is_over or self._num_left <= 0 or now >= self._until

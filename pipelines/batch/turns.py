@@ -81,7 +81,7 @@ class Turns:
         return self._window.take() if self._has_room() else None
 
     def _has_room(self) -> bool:
-        return self._gathering.is_over or self._gathering.has_room(self._tokens, time.monotonic())
+        return self._gathering.has_room(self._tokens, time.monotonic())
 
     def _start(self, turns: Iterator[tuple[Asker, Waiting]], is_alone: bool) -> None:
         if not is_alone:

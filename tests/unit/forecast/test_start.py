@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import ROOT
 
 from conf.schema.batch import BatchJob
 from conf.schema.data import DataSpec
@@ -19,17 +21,10 @@ from pipelines.forecast.start import CPU_START_S, start_seconds
 from serve.engine.hardware import find_hardware
 from serve.engine.model_size import measure_model
 
-LLAMA = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "intermediate_size": 14336,
-    "vocab_size": 128256,
-    "torch_dtype": "bfloat16",
-}
+sys.path.insert(0, str(ROOT / "scripts"))
+from bench_models import CONFIGS
+
+LLAMA = CONFIGS["llama_8b"]
 SMALLER = {"hidden_size": 2048, "num_hidden_layers": 22, "intermediate_size": 5632}
 WHERE_COMPILED = 100.0
 
@@ -70,7 +65,7 @@ def test_a_start_takes_about_what_was_measured(
         ({}, {"gpu": "l4"}),  # no room for the graphs
         ({}, {"tp": 2}),
         ({"architectures": ["Gemma2ForCausalLM"]}, {}),
-        ({"torch_dtype": "float32"}, {}),
+        ({"dtype": "float32"}, {}),
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, {}),
         ({}, {"gpu": "tpu_v6e"}),
     ],
