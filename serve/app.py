@@ -21,7 +21,6 @@ from conf.schema.serve import ProxyForm, ServeJob
 from conf.schema.task import Task
 from serve.batch_jobs import running_batches, set_own_key
 from serve.capacity import check_room
-from serve.cause import root_cause
 from serve.deployment import build_replicas
 from serve.detached import read_job, start_detached
 from serve.ensemble import Ensemble
@@ -135,8 +134,6 @@ def _serve(plan: ServicePlan, scratch: Path, terminal: TextIO, post: Post, build
                     service.stop()
             say("stopped")
             return is_ready
-        except ServiceFailed as error:
-            raise ServiceFailed(f"{error}{root_cause(connection.logs)}") from error
         finally:
             keep_logs(connection.logs, plan.logs)
 

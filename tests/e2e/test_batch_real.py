@@ -72,3 +72,14 @@ def test_what_is_compiled_is_kept_for_the_next_job(
     assert compiled[0] == compiled[1]
     load = [record(tmp_path / name)["engine_start_s"][0]["load"] for name in ("first", "second")]
     print(f"loading took {load[0]:.1f} s, then {load[1]:.1f} s")
+
+
+def test_a_model_that_does_not_fit_its_weights_says_so_in_a_line(tickets: Path, tmp_path: Path) -> None:
+    """The workers say it in their log, and raise what only points there."""
+    done = manta(
+        *("model=demo", "data=tickets", f"data.input={tickets}", "engine=tp2_cpu", "engine.max_model_len=512"),
+        *("engine.vllm.hf_overrides={vocab_size: 96}", f"output.path={tmp_path / 'out'}"),
+    )
+    assert done.returncode == 1
+    assert "an engine did not start: vLLM did not start: AssertionError in weight_loader" in done.stderr
+    assert "root cause" not in done.stderr

@@ -14,6 +14,7 @@ from serve.engine.vllm.arguments import prepare_engine
 from serve.engine.vllm.inline import InlineVllm
 from serve.engine.vllm.questions import Questions
 from serve.engine.vllm.separate import SeparateVllm
+from serve.engine.vllm.start_log import StartLog
 
 
 async def start_vllm(
@@ -41,10 +42,11 @@ async def start_vllm(
     inline = spec.process is EngineProcess.inline or (spec.process is EngineProcess.auto and device is Device.cpu)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if inline else "1"
     stats = EngineStats()
+    log = StartLog()
     engine = (InlineVllm if inline else SeparateVllm)(spec, stats, Questions(task, model.adapters))
     try:
         await engine.start(prepare_engine(model, spec, device, share, task, inline, is_bulk))
     except Exception as error:
-        raise EngineDead(f"vLLM did not start: {type(error).__name__}: {error}") from error
+        raise EngineDead(f"vLLM did not start: {log.cause(error)}") from error
     stats.start_s["total"] = time.monotonic() - before
     return engine

@@ -26,6 +26,7 @@ from serve.engine.vllm.core_process import prepare_core_process
 from serve.engine.vllm.interval import StreamInterval
 from serve.engine.vllm.llm import keep_turns, on_outputs, start_llm
 from serve.engine.vllm.speed import measure_speed
+from serve.engine.vllm.start_log import StartLog
 
 _log = logging.getLogger(__name__)
 _IDLE = ("CORSMiddleware", "PrometheusInstrumentatorMiddleware")
@@ -147,6 +148,7 @@ async def start_api(
     Raises:
         EngineDead: when it does not start; the cause says why.
     """
+    log = StartLog()
     try:
         made = prepare_engine(model, spec, device, share, task)
         prepare_core_process()
@@ -154,11 +156,12 @@ async def start_api(
         own = {"served_model_name": [model.name], "scheduling_policy": "priority"}
         arguments = {**own, **made}
         arguments["disable_log_stats"] = spec.vllm.get("disable_log_stats", False)  # metrics are made of them
-        llm = await start_llm(arguments)
+        # who came first is answered first, and one prompt more delays all streams less: decision 29
+        llm = await start_llm(arguments, has_short_steps=task is Task.generate)
         app = await _build(llm, _namespace(model, arguments, options, llm), exposed)
         freeze_heap()
     except Exception as error:
-        raise EngineDead(f"vLLM did not start: {type(error).__name__}: {error}") from error
+        raise EngineDead(f"vLLM did not start: {log.cause(error)}") from error
     is_thinned = task is Task.generate and "stream_interval" not in spec.vllm
     return VllmApi(llm, app, spec.hang_timeout_s, is_thinned)
 

@@ -12,8 +12,12 @@ ONE_PROCESS = "serve.engine.vllm.one_process.OneProcess"
 """By its name, for vLLM to import it."""
 
 
-async def start_llm(arguments: Mapping[str, Any]) -> Any:
+async def start_llm(arguments: Mapping[str, Any], has_short_steps: bool = False) -> Any:
     """Starts vLLM's AsyncLLM; `prepare_core_process` comes before.
+
+    Args:
+        arguments: of `prepare_engine`.
+        has_short_steps: whether its steps have 2,048 tokens where nothing is said, also on large GPUs.
 
     Raises:
         Exception: what vLLM raises when it does not start.
@@ -25,8 +29,8 @@ async def start_llm(arguments: Mapping[str, Any]) -> Any:
     own = {"distributed_executor_backend": ONE_PROCESS} if computes_alone(arguments) else {}
     llm = AsyncLLM.from_engine_args(
         AsyncEngineArgs(**own, **with_objects(dict(arguments))),
-        # by it vLLM chooses how many tokens a step has: 8,192 on large GPUs. Where nothing is said it takes 2,048
-        usage_context=UsageContext.OPENAI_API_SERVER,
+        # by it vLLM chooses how many tokens a step has: as a server's 8,192 on large GPUs, as any engine's 2,048
+        usage_context=UsageContext.ENGINE_CONTEXT if has_short_steps else UsageContext.OPENAI_API_SERVER,
     )
     if arguments["pipeline_parallel_size"] > 1 and arguments.get("enforce_eager"):
         # in eager mode the CPU runner allocates the later ranks' intermediate tensors only here
