@@ -42,9 +42,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | dict(zip(SIZES, (896, 24, 14, 2, 4864), strict=True), vocab_size=151936),
     "llama_1b": LLAMA | dict(zip(SIZES, (2048, 22, 32, 4, 5632), strict=True), vocab_size=32000),
     "llama_8b": LLAMA | dict(zip(SIZES, (4096, 32, 32, 8, 14336), strict=True), vocab_size=128256),
+    "experts_7b": LLAMA
+    | {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "sliding_window": None}
+    | dict(zip(SIZES, (2048, 16, 16, 16, 1024), strict=True), vocab_size=50304)
+    | {"num_local_experts": 64, "num_experts_per_tok": 8},
 }
-"""Sizes of Qwen2.5-0.5B, TinyLlama-1.1B and Llama-3-8B; `tiny` is for trying the benchmark itself. All are Llamas: of a
-`qwen2` transformers 5 takes its own tokenizer, which has a token for each digit, whatever the folder says."""
+"""Sizes of Qwen2.5-0.5B, TinyLlama-1.1B, Llama-3-8B and OLMoE-7B, of which a token meets 1.3 B; `tiny` is for trying
+the benchmark itself. All are Llamas and a Mixtral: of a `qwen2` transformers 5 takes its own tokenizer, with a token
+for each digit, whatever the folder says."""
 
 
 def model_config(name: str) -> dict[str, Any]:
@@ -64,7 +69,7 @@ def model_config(name: str) -> dict[str, Any]:
     config = dict(CONFIGS[base])
     for change in changes:
         key, _, value = change.partition("=")
-        if key not in (*SIZES, "vocab_size", "max_position_embeddings") or not value.isdigit():
+        if key not in (*SIZES, "vocab_size", "max_position_embeddings", "num_local_experts") or not value.isdigit():
             raise ValueError(f"model '{name}': '{change}' is no size (there are {', '.join(SIZES)}, vocab_size)")
         config[key] = int(value)
     config["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
@@ -85,7 +90,9 @@ def num_parameters(config: dict[str, Any]) -> int:
     attention = 2 * hidden * config["head_dim"] * (heads + kv_heads)
     if config["attention_bias"]:
         attention += config["head_dim"] * (heads + 2 * kv_heads) + hidden
-    layer = attention + 3 * hidden * config["intermediate_size"] + 2 * hidden
+    experts = config.get("num_local_experts", 0)
+    router = experts * hidden
+    layer = attention + router + 3 * hidden * config["intermediate_size"] * max(experts, 1) + 2 * hidden
     embeddings = config["vocab_size"] * hidden * (1 if config["tie_word_embeddings"] else 2)
     return config["num_hidden_layers"] * layer + embeddings + hidden
 

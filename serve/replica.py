@@ -17,6 +17,7 @@ from conf.schema.serve import ServeJob
 from conf.schema.task import Task
 from serve.autoscale.watch import Report
 from serve.catalogue import read_now
+from serve.death import Death, write_death
 from serve.engine.errors import EngineDead
 from serve.engine.speed import Speed
 from serve.engine.vllm.api import VllmApi, start_api
@@ -45,6 +46,8 @@ from serve.telemetry import Named, app_name, engine_families, gather, replica_na
 from serve.vitals import Vitals
 
 Api = VllmApi | EdgeApi
+TELL_S = 1.0
+"""Within this time a replica whose engine is dead has told why, or ends without."""
 
 
 class Replica(Calls):
@@ -71,6 +74,8 @@ class Replica(Calls):
         self._began_s, self._start_s = time.monotonic(), 0.0
         self._speed = Speed(0.0, 0.0)
         self._running = Running()
+        self._has_told = False
+        self._ending: asyncio.Task[None] | None = None
         self.room: Room | None = None
         """For requests that do not wait in Ray Serve's queue; see `serve.router.proxy.own_app`."""
 
@@ -98,7 +103,7 @@ class Replica(Calls):
         # Ray Serve keeps what its own logger hears, in the replica's file
         logging.getLogger("ray.serve").info(f"started in {self._start_s:.1f} s; {self._speed}")
         log = RequestLog(request_log_path()) if job.deployment.log_requests else None
-        self._lost = Lost(app, lambda: api.is_dead, lambda: os._exit(1))
+        self._lost = Lost(app, lambda: api.is_dead, self._leave)
         routes = Routes(self._lost, self._is_ready, job.batches.path is not None)
         leaving = Leaving(routes, job.deployment.drain_s)
         self._watch = watch_own(leaving.set_leaving)
@@ -142,7 +147,28 @@ class Replica(Calls):
         if self._api is not None and self._lost is not None:
             if self._api.is_dead:
                 self._lost.end()
-            await self._api.check()
+            try:
+                await self._api.check()
+            except EngineDead as error:
+                await self._tell(str(error))
+                raise
+
+    async def _tell(self, cause: str) -> None:
+        """Leaves word of why the engine is dead, once."""
+        if not self._has_told:
+            self._has_told = True
+            death = Death(replica=replica_name(), cause=cause, at_s=time.time())
+            await asyncio.to_thread(write_death, app_name(), death)
+
+    def _leave(self) -> None:
+        self._ending = asyncio.get_running_loop().create_task(self._end())
+
+    async def _end(self) -> None:
+        try:
+            with suppress(Exception):
+                await asyncio.wait_for(self.check_health(), TELL_S)
+        finally:
+            os._exit(1)
 
     def record_routing_stats(self) -> dict[str, int]:
         """Ray Serve tells the router what stands here."""

@@ -11,6 +11,7 @@ from typing import Any
 from conf.schema.serve import ProxyForm
 from serve.catalogue import prefix_of
 from serve.cause import cause_of
+from serve.death import Death, read_death
 from serve.deployment import CLOSE_S, build_replicas
 from serve.gate import build_gate
 from serve.plan import ServicePlan
@@ -57,6 +58,7 @@ class Service:
         self._build = build
         self._states: dict[str, int] | None = None
         self._size: Size | None = None
+        self._death: Death | None = None
         self._is_open = False
 
     @property
@@ -170,6 +172,9 @@ class Service:
         before, self._size = self._size, (size := read_size(self._name))
         if size is not None and size != before and size.was != size.target:
             self._say(f"replicas {size.was} -> {size.target}: {size.reason}")
+        before_death, self._death = self._death, (death := read_death(self._name))
+        if self._states is not None and death is not None and death != before_death:
+            self._say(f"the engine of replica {death.replica} is dead, another one takes its place: {death.cause}")
         replicas = status.deployments.get(REPLICA)
         states = {state.lower(): count for state, count in replicas.replica_states.items()} if replicas else {}
         if self._states is not None and states != self._states:

@@ -87,6 +87,7 @@ def test_a_partitioned_model_answers_survives_its_worker_and_drains(tmp_path: Pa
         assert json.loads(rest[-2].removeprefix("data: "))["usage"]["completion_tokens"] == 150
         assert service.process.wait(60) == 0
         assert "stopped" in service.said()
+        assert "is dead, another one takes its place: Worker proc VllmWorker-1 died unexpectedly" in service.said()
         assert psutil.wait_procs(below, timeout=20)[1] == []
 
 

@@ -11,10 +11,10 @@ from conf.schema.task import Task
 from serve.engine.errors import EngineDead
 from serve.engine.protocol import Engine, EngineStats
 from serve.engine.vllm.arguments import prepare_engine
+from serve.engine.vllm.engine_log import EngineLog
 from serve.engine.vllm.inline import InlineVllm
 from serve.engine.vllm.questions import Questions
 from serve.engine.vllm.separate import SeparateVllm
-from serve.engine.vllm.start_log import StartLog
 
 
 async def start_vllm(
@@ -42,8 +42,8 @@ async def start_vllm(
     inline = spec.process is EngineProcess.inline or (spec.process is EngineProcess.auto and device is Device.cpu)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if inline else "1"
     stats = EngineStats()
-    log = StartLog()
-    engine = (InlineVllm if inline else SeparateVllm)(spec, stats, Questions(task, model.adapters))
+    log, questions = EngineLog(), Questions(task, model.adapters)
+    engine = InlineVllm(spec, stats, questions) if inline else SeparateVllm(spec, stats, questions, log)
     try:
         await engine.start(prepare_engine(model, spec, device, share, task, inline, is_bulk))
     except Exception as error:

@@ -23,10 +23,10 @@ from serve.engine.heap import freeze_heap
 from serve.engine.speed import Speed, Unbegun, Waiting
 from serve.engine.vllm.arguments import prepare_engine
 from serve.engine.vllm.core_process import prepare_core_process
+from serve.engine.vllm.engine_log import EngineLog
 from serve.engine.vllm.interval import StreamInterval
 from serve.engine.vllm.llm import keep_turns, on_outputs, start_llm
 from serve.engine.vllm.speed import measure_speed
-from serve.engine.vllm.start_log import StartLog
 
 _log = logging.getLogger(__name__)
 _IDLE = ("CORSMiddleware", "PrometheusInstrumentatorMiddleware")
@@ -36,16 +36,18 @@ _IDLE = ("CORSMiddleware", "PrometheusInstrumentatorMiddleware")
 class VllmApi:
     """A running engine, and the ASGI app that answers for it."""
 
-    def __init__(self, llm: Any, app: Any, hang_timeout_s: float, is_thinned: bool) -> None:
+    def __init__(self, llm: Any, app: Any, log: EngineLog, hang_timeout_s: float, is_thinned: bool) -> None:
         """Args.
 
         llm: vLLM's AsyncLLM.
         app: its FastAPI app.
+        log: what its processes write.
         hang_timeout_s: how long an engine with requests may give no token.
         is_thinned: whether a busy process sends several tokens in an event, see `StreamInterval`.
         """
         self._llm = llm
         self.app = app
+        self._log = log
         self._hang_timeout_s = hang_timeout_s
         self._moved_at = time.monotonic()
         self._interval = None
@@ -111,7 +113,7 @@ class VllmApi:
         try:
             await self._llm.check_health()
         except EngineDeadError as error:
-            raise EngineDead(f"{type(error).__name__}: {error}") from error
+            raise EngineDead(self._log.cause(error)) from error
         now = time.monotonic()
         if not self._llm.output_processor.has_unfinished_requests():
             self._moved_at = now
@@ -148,7 +150,7 @@ async def start_api(
     Raises:
         EngineDead: when it does not start; the cause says why.
     """
-    log = StartLog()
+    log = EngineLog()
     try:
         made = prepare_engine(model, spec, device, share, task)
         prepare_core_process()
@@ -163,7 +165,7 @@ async def start_api(
     except Exception as error:
         raise EngineDead(f"vLLM did not start: {log.cause(error)}") from error
     is_thinned = task is Task.generate and "stream_interval" not in spec.vllm
-    return VllmApi(llm, app, spec.hang_timeout_s, is_thinned)
+    return VllmApi(llm, app, log, spec.hang_timeout_s, is_thinned)
 
 
 def _namespace(model: ModelSpec, arguments: Mapping[str, Any], options: Mapping[str, Any], llm: Any) -> Namespace:

@@ -12,6 +12,7 @@ from serve.engine.errors import EngineDead, RequestRejected
 from serve.engine.in_flight import InFlight
 from serve.engine.protocol import EngineStats, Outcome, Request
 from serve.engine.vllm.core_process import prepare_core_process
+from serve.engine.vllm.engine_log import EngineLog
 from serve.engine.vllm.grammar import has_grammar
 from serve.engine.vllm.llm import on_outputs, start_llm
 from serve.engine.vllm.outcomes import cosine, outcome, rejected, request_errors
@@ -21,8 +22,9 @@ from serve.engine.vllm.questions import Questions
 class SeparateVllm:
     """An `Engine` over AsyncLLM."""
 
-    def __init__(self, spec: EngineSpec, stats: EngineStats, questions: Questions) -> None:
-        """Args: the engine's node, the counters to keep, and what turns requests into vLLM's terms."""
+    def __init__(self, spec: EngineSpec, stats: EngineStats, questions: Questions, log: EngineLog) -> None:
+        """Args: the engine's node, the counters to keep, what turns requests into vLLM's terms, what vLLM writes."""
+        self._log = log
         self._stats = stats
         self._questions = questions
         self._in_flight = InFlight(spec.in_flight_rows, stats)
@@ -62,7 +64,7 @@ class SeparateVllm:
         try:
             await self._llm.check_health()
         except self._dead_error as error:
-            raise EngineDead(str(error)) from error
+            raise EngineDead(self._log.cause(error)) from error
 
     def stats(self) -> EngineStats:
         """See `Engine.stats`."""
@@ -89,7 +91,7 @@ class SeparateVllm:
         except RequestRejected:
             raise
         except self._dead_error as error:
-            raise EngineDead(f"{type(error).__name__}: {error}") from error
+            raise EngineDead(self._log.cause(error)) from error
         except self._generate_error as error:
             # vLLM wraps whatever else was raised here, a plain ValueError against the request too (0.32)
             cause = error.__cause__

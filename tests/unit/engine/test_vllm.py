@@ -23,6 +23,7 @@ from serve.engine.speed import Unbegun
 from serve.engine.vllm import llm
 from serve.engine.vllm.api import VllmApi
 from serve.engine.vllm.arguments import engine_arguments
+from serve.engine.vllm.engine_log import EngineLog
 from serve.engine.vllm.grammar import check_schema, has_grammar
 from serve.engine.vllm.outcomes import cosine, outcome, rejected
 
@@ -246,7 +247,7 @@ class Processor:
 
 def test_requests_without_a_token_are_counted_by_whose_turn_it_is() -> None:
     processor = Processor()
-    api = VllmApi(SimpleNamespace(output_processor=processor), app=None, hang_timeout_s=1.0, is_thinned=False)
+    api = VllmApi(SimpleNamespace(output_processor=processor), None, EngineLog(), 1.0, is_thinned=False)
     processor.request_states["before"] = SimpleNamespace(is_prefilling=True, prompt_len=3)
     for number, priority in enumerate([0, 0, 100, 1, 100]):
         processor.add_request(SimpleNamespace(request_id=str(number), priority=priority), "text", queue=None)

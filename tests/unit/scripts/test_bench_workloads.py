@@ -156,7 +156,9 @@ def test_the_models_tokenizer_gives_exactly_the_ids(tmp_path):
         assert tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) == row.token_ids
 
 
-@pytest.mark.parametrize(("name", "billions"), [("llama_1b", 1.1), ("llama_8b", 8.03), ("qwen_500m", 0.494)])
+@pytest.mark.parametrize(
+    ("name", "billions"), [("llama_1b", 1.1), ("llama_8b", 8.03), ("qwen_500m", 0.494), ("experts_7b", 6.92)]
+)
 def test_models_have_the_sizes_of_their_namesakes(name, billions):
     assert bench_models.num_parameters(bench_models.model_config(name)) / 1e9 == pytest.approx(billions, rel=0.005)
 

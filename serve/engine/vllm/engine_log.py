@@ -1,4 +1,4 @@
-"""What vLLM's processes say of a start that fails: its exception only points at its log."""
+"""What vLLM's processes say of a start that fails, and of their end: its exceptions only point at its log."""
 
 from __future__ import annotations
 
@@ -7,37 +7,45 @@ import re
 from pathlib import Path
 
 POINTER = "root cause"
-"""What is in the exceptions that only point at the log. Source: vllm/v1/engine/utils.py, wait_for_engine_startup, and
-vllm/v1/executor/multiproc_executor.py, wait_for_ready (0.26-0.32)."""
+"""What is in the exceptions that only point at the log. Source: vllm/v1/engine/utils.py, wait_for_engine_startup,
+vllm/v1/executor/multiproc_executor.py, wait_for_ready, and vllm/v1/engine/exceptions.py (0.26-0.32)."""
 MAX_CHARS = 500
-_READ_BYTES = 4_000_000
+_LAST_BYTES = 1 << 18
+"""Of a file that are looked through: tracebacks of a machine's workers have some KB each."""
 _LINE = re.compile(r"\((EngineCore|Worker)\S* .*?\bERROR\b.*?\]\s+(.*\S)")
 _ERROR = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception|Exit)(: .+)?")
+_LOST = re.compile(r"(Worker proc \S+ died unexpectedly)")
+"""Source: vllm/v1/executor/multiproc_executor.py, monitor_workers (0.26-0.32)."""
 _FRAME = re.compile(r'File ".*?([^/"]+)", line (\d+), in (\w+)')
 
 
-class StartLog:
+class EngineLog:
     """The files that this process and its children write to, from now on: those of one of Ray's workers."""
 
     def __init__(self) -> None:
         self._ends = {path: path.stat().st_size for path in _own_files()}
 
     def cause(self, error: Exception) -> str:
-        """Returns why vLLM did not start, in one line.
+        """Returns why vLLM did not start, or ended, in one line.
 
         Args:
             error: what it raised; where that says nothing, what its processes wrote counts.
         """
-        said = _root_cause(self._text()) if POINTER in str(error) else None
-        return " ".join((said or f"{type(error).__name__}: {error}").split())[:MAX_CHARS]
+        said = f"{type(error).__name__}: {error}"
+        if POINTER in said:
+            said = (
+                _root_cause(self._text())
+                or "a process of vLLM ended and logged no error: was it killed, or short of memory?"
+            )
+        return " ".join(said.split())[:MAX_CHARS]
 
     def _text(self) -> str:
         parts = []
         for path, end in self._ends.items():
             try:
                 with path.open("rb") as file:
-                    file.seek(end)
-                    parts.append(file.read(_READ_BYTES).decode(errors="replace"))
+                    file.seek(max(end, path.stat().st_size - _LAST_BYTES))
+                    parts.append(file.read(_LAST_BYTES).decode(errors="replace"))
             except OSError:
                 continue
         return "\n".join(parts)
@@ -52,6 +60,8 @@ def _root_cause(text: str) -> str | None:
     for process, said in (match.groups() for line in text.splitlines() if (match := _LINE.search(line))):
         if frame := _FRAME.match(said):
             place = f" in {frame[3]} ({frame[1]}:{frame[2]})"
+        elif lost := _LOST.match(said):
+            found["Worker"].append(lost[1])
         elif (error := _ERROR.fullmatch(said)) and POINTER not in said:
             found[process].append(said if error[1] else said + place)
     return next(iter((*found["Worker"][:1], *found["EngineCore"][-1:])), None)
