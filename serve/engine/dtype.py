@@ -51,7 +51,8 @@ def bulk_memory_bytes(spec: EngineSpec, memory_bytes: int) -> float:
     Returns:
         0 where steps hold few sequences, and where the user has said what the KV cache takes: it would hold half.
     """
-    is_bulk = spec.max_num_seqs >= MANY_SEQS and spec.kv_cache_bytes is None
+    has_said = spec.kv_cache_bytes is not None or "kv_cache_memory_bytes" in spec.vllm
+    is_bulk = spec.max_num_seqs >= MANY_SEQS and not has_said
     return memory_bytes / spec.max_replicas if is_bulk else 0.0
 
 

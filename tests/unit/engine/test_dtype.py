@@ -80,6 +80,7 @@ def test_without_tiles_what_is_computed_more_than_read_is_float32(
         (EngineSpec(max_num_seqs=16), 1.0),
         (EngineSpec(max_num_seqs=15), 0.0),
         (EngineSpec(kv_cache_bytes=1 << 30), 0.0),  # it would hold half of the tokens
+        (EngineSpec(vllm={"kv_cache_memory_bytes": 1 << 30}), 0.0),
     ],
 )
 def test_what_a_jobs_engine_may_count_with(spec: EngineSpec, share: float) -> None:
