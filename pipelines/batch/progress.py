@@ -113,7 +113,7 @@ class Bar:
 
     def note(self, text: str) -> None:
         """See `Display`."""
-        self._progress.console.print(text, highlight=False)
+        self._progress.console.print(text, highlight=False, markup=False)
 
     def close(self) -> None:
         """See `Display`."""

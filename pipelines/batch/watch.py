@@ -101,7 +101,7 @@ def watch(
         UserError: when a worker finds a mistake of the user's, such as a broken tokenizer.
     """
     readings = Readings(work.pending_rows)
-    is_told = False
+    is_told, death = False, None
     while not consumer.wait(POLL_S):
         if lost.is_set():
             raise JobFailed(f"another driver took over {plan.output.root.path}: this one stood still for too long")
@@ -113,6 +113,9 @@ def watch(
         _check_engines(state, plan.job.engine.max_restarts)
         if interruption.is_set() and (not state.ready or consumer.quiet.holds(state, time.monotonic())):
             return state
+        if state.deaths and state.deaths[-1] != death:  # many rows may kill engines in one way
+            death = state.deaths[-1]
+            display.note(f"an engine died and is replaced: {death}")
         readings.update(state, time.monotonic())
         display.show(readings)
         if meter.is_due:

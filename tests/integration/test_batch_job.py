@@ -109,6 +109,7 @@ def test_a_dead_engine_is_replaced_and_no_row_is_lost_or_doubled(tmp_path: Path)
     answers = read_answers(out)
     assert sorted(row["n"] for row in answers) == list(range(300))
     assert "dead engines" in done.stdout
+    assert done.stderr.count("an engine died and is replaced: injected") == 1
     spent = json.loads((out / "_manta" / "job.json").read_text())["replica_seconds"]
     assert spent["seconds"]["retries"] > 0
     assert [len(each["replicas"]) for each in spent["replicas"]] == [2]
