@@ -158,7 +158,8 @@ class Replica(Calls):
         if not self._has_told:
             self._has_told = True
             death = Death(replica=replica_name(), cause=cause, at_s=time.time())
-            await asyncio.to_thread(write_death, app_name(), death)
+            with suppress(Exception):  # the cluster's head may be lost
+                await asyncio.to_thread(write_death, app_name(), death)
 
     def _leave(self) -> None:
         self._ending = asyncio.get_running_loop().create_task(self._end())
