@@ -17,7 +17,6 @@ from conf.schema.serve import ServeJob
 from conf.schema.task import Task
 from serve.autoscale.watch import Report
 from serve.catalogue import read_now
-from serve.death import Death, write_death
 from serve.engine.errors import EngineDead
 from serve.engine.speed import Speed
 from serve.engine.vllm.api import VllmApi, start_api
@@ -37,11 +36,11 @@ from serve.middleware.scrape import Scrape
 from serve.middleware.stack import Layer, wrapped
 from serve.middleware.straight import straighten
 from serve.middleware.tally import Tally
+from serve.notice import Death, Size, read_notice, write_notice
 from serve.openai.api import EdgeApi, start_edge_api
 from serve.router.past import Running
 from serve.router.proxy import watch_own
 from serve.rpc.call import Calls
-from serve.size import read_size
 from serve.telemetry import Named, app_name, engine_families, gather, replica_name, request_log_path
 from serve.vitals import Vitals
 
@@ -125,7 +124,7 @@ class Replica(Calls):
 
     async def families(self) -> Named:
         """This replica's name, and what it and its engine have counted; for whichever replica is scraped."""
-        size = await asyncio.to_thread(read_size, app_name()) if self._job.engine.is_elastic else None
+        size = await asyncio.to_thread(read_notice, app_name(), Size) if self._job.engine.is_elastic else None
         target = self._job.engine.min_replicas if size is None else size.target
         load = None if self._load is None else self._report(self._load)
         unbegun, tokens = (None, None) if self._api is None else (self._api.unbegun(), self._api.tokens_per_event)
@@ -159,7 +158,7 @@ class Replica(Calls):
             self._has_told = True
             death = Death(replica=replica_name(), cause=cause, at_s=time.time())
             with suppress(Exception):  # the cluster's head may be lost
-                await asyncio.to_thread(write_death, app_name(), death)
+                await asyncio.to_thread(write_notice, app_name(), death)
 
     def _leave(self) -> None:
         self._ending = asyncio.get_running_loop().create_task(self._end())

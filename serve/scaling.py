@@ -21,7 +21,7 @@ from conf.schema.serve import ServeJob
 from serve.autoscale.observation import Decision
 from serve.autoscale.policy import begin, decide
 from serve.autoscale.watch import Told, Watch, read_report
-from serve.size import Size, write_size
+from serve.notice import Size, write_notice
 
 REPORT_S = 1.0
 """Replicas and proxies tell the controller at least this often, and as often as it decides."""
@@ -39,7 +39,7 @@ class Scaler:
         name: str,
         spec: dict[str, Any],
         max_num_seqs: int,
-        tell: Callable[[str, Size], None] = write_size,
+        tell: Callable[[str, Size], None] = write_notice,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Args.

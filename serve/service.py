@@ -11,12 +11,11 @@ from typing import Any
 from conf.schema.serve import ProxyForm
 from serve.catalogue import prefix_of
 from serve.cause import cause_of
-from serve.death import Death, read_death
 from serve.deployment import CLOSE_S, build_replicas
 from serve.gate import build_gate
+from serve.notice import Death, Size, forget_notices, read_notice
 from serve.plan import ServicePlan
 from serve.router.past import REPLICA
-from serve.size import Size, forget_size, read_size
 from serve.state import Replicas
 
 POLL_S = 0.25
@@ -139,7 +138,7 @@ class Service:
                 self._wait_for_queue(deadline)
             self._is_open = False
             self._run(build_gate)
-        forget_size(self._name)
+        forget_notices(self._name)
         if not self._are_gone(deadline + CLOSE_S):
             self._kill()
             self._are_gone(deadline + LEAVE_S)
@@ -154,7 +153,7 @@ class Service:
     @property
     def size(self) -> int:
         """Replicas that are wanted at this moment."""
-        size = read_size(self._name) if self.plan.job.engine.is_elastic else None
+        size = read_notice(self._name, Size) if self.plan.job.engine.is_elastic else None
         return self.plan.num_replicas if size is None else size.target
 
     def look(self) -> Replicas:
@@ -169,10 +168,10 @@ class Service:
             status = rayserve.status().applications.get(self._name)
         if status is None:
             raise ServiceFailed("the service is gone: somebody else has stopped it")
-        before, self._size = self._size, (size := read_size(self._name))
+        before, self._size = self._size, (size := read_notice(self._name, Size))
         if size is not None and size != before and size.was != size.target:
             self._say(f"replicas {size.was} -> {size.target}: {size.reason}")
-        before_death, self._death = self._death, (death := read_death(self._name))
+        before_death, self._death = self._death, (death := read_notice(self._name, Death))
         if self._states is not None and death is not None and death != before_death:
             self._say(f"the engine of replica {death.replica} is dead, another one takes its place: {death.cause}")
         replicas = status.deployments.get(REPLICA)
@@ -227,7 +226,7 @@ class Service:
     def _made(self, plan: ServicePlan, surge_percent: int) -> Any:
         """The replicas of a plan, as many as are wanted now: what is deployed again begins with what it is told."""
         if not plan.job.engine.is_elastic:
-            forget_size(self._name)
+            forget_notices(self._name)
         return self._build(plan.sized(self.size), surge_percent)
 
     def _open(self, plan: ServicePlan) -> bool:

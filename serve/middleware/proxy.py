@@ -35,10 +35,10 @@ from serve.middleware.kept import KeptBody, bounded
 from serve.middleware.past import Asker, Past
 from serve.middleware.room import FULL
 from serve.middleware.routes import EXPOSED
+from serve.notice import Size, read_notice
 from serve.router.ingress import ROUTE
 from serve.router.listeners import take_bursts
 from serve.router.proxy import own_app
-from serve.size import read_size
 
 CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 IMPORT_PATH = "serve.middleware.proxy:layers"
@@ -137,7 +137,7 @@ def _is_replica() -> bool:
 
 def _is_asleep() -> bool:
     try:
-        size = read_size(os.environ.get(NAME_VARIABLE, ""))
+        size = read_notice(os.environ.get(NAME_VARIABLE, ""), Size)
     except Exception as error:  # Ray's store does not answer: the request goes on, as if there were none
         _log.warning("the size of the service cannot be read: %s", type(error).__name__)
         return False

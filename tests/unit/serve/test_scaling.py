@@ -10,8 +10,8 @@ from ray.serve.config import AutoscalingContext
 
 from conf import entry
 from conf.schema.serve import ServeJob
+from serve.notice import Size
 from serve.scaling import Scaler, scaling_options, told
-from serve.size import Size
 
 DEPLOYMENT = DeploymentID(name="replica", app_name="manta")
 

@@ -67,7 +67,7 @@ def test_it_closes_within_the_time_to_drain(
 ):
     clock = Clock()
     monkeypatch.setattr(serve.service, "time", clock)
-    monkeypatch.setattr(serve.service, "forget_size", lambda name: None)
+    monkeypatch.setattr(serve.service, "forget_notices", lambda name: None)
     service = Closing(clock, queue_s, held_s)
     began_s = clock.now_s
     service.close()
