@@ -111,7 +111,7 @@ def test_a_port_in_use_is_the_user_s_mistake():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", free_port()))
         taken.listen()
-        done = run("serve", "model=demo", f"deployment.port={taken.getsockname()[1]}")
+        done = run("serve", "model=demo", "deployment.name=taken", f"deployment.port={taken.getsockname()[1]}")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "deployment.port" in done.stderr
