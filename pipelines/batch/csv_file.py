@@ -16,6 +16,9 @@ BLOCK_BYTES = 32 << 20
 """What the parser takes at a time; no record may be longer than about that."""
 
 
+OPEN_QUOTE = "a quote that is never closed: all that follows it in the file is in this record"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BadRecord:
     """A record that the parser could not make a row of."""
@@ -67,7 +70,8 @@ def csv_chunks(location: Location, compression: str | None, names: list[str]) ->
         column_types={name: pa.binary() for name in names}, strings_can_be_null=False
     )
     number = reported = 0
-    with location.filesystem.open_input_stream(location.path, compression=compression) as stream:
+    with location.filesystem.open_input_stream(location.path, compression=compression) as opened:
+        stream = _Remembering(opened)
         for batch in pacsv.open_csv(stream, **options):
             gaps = {bad.number for bad in skipped}
             numbers = []
@@ -75,18 +79,50 @@ def csv_chunks(location: Location, compression: str | None, names: list[str]) ->
                 number += 1
                 if number not in gaps:
                     numbers.append(number)
-            table, wrong = _decode(pa.Table.from_batches([batch]), numbers)
-            yield CsvChunk(table=table, numbers=numbers, bad=[*skipped[reported:], *wrong])
+            table, cut_off = _without_cut_off(pa.Table.from_batches([batch]), numbers, stream)
+            table, wrong = _decode(table, numbers)
+            yield CsvChunk(table=table, numbers=numbers, bad=[*skipped[reported:], *wrong, *cut_off])
             reported = len(skipped)
     if skipped[reported:]:
         empty = pa.table({name: pa.array([], pa.string()) for name in names})
         yield CsvChunk(table=empty, numbers=[], bad=skipped[reported:])
 
 
+class _Remembering:
+    """A stream that knows its last bytes."""
+
+    closed = False
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._last = b""
+        self.is_at_end = False
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read(size)
+        self.is_at_end = not data
+        self._last = data if len(data) >= BLOCK_BYTES else (self._last + data)[-2 * BLOCK_BYTES :]
+        return data
+
+    def ends_within_quotes(self, value: bytes) -> bool:
+        """Whether the last value of the file is one that its end cuts off: pyarrow takes it as it is."""
+        quoted = b'"' + value.replace(b'"', b'""')
+        return bool(value.strip(b'"')) and self._last.endswith(quoted)
+
+
 def _options(path: str, handler: Any) -> dict[str, Any]:
     delimiter = "\t" if ".tsv" in PurePosixPath(path.lower()).suffixes else ","
     parse = pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=handler)
     return {"parse_options": parse, "read_options": pacsv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES)}
+
+
+def _without_cut_off(table: pa.Table, numbers: list[int], stream: _Remembering) -> tuple[pa.Table, list[BadRecord]]:
+    """Takes out the last row, and its number, where the end of the file cuts it off."""
+    last = table.num_rows - 1
+    if last < 0 or not stream.is_at_end or not stream.ends_within_quotes(table[-1][-1].as_py()):
+        return table, []
+    text = b",".join(table.slice(last).to_pylist()[0].values()).decode(errors="replace")
+    return table.slice(0, last), [BadRecord(number=numbers.pop(), message=OPEN_QUOTE, text=text)]
 
 
 def _decode(table: pa.Table, numbers: list[int]) -> tuple[pa.Table, list[BadRecord]]:

@@ -80,7 +80,7 @@ def run_plan(plan: Plan, find_work: Callable[[Plan], Work]) -> int:
     except OSError as error:
         raise UserError(unwritable(plan.output.root.path, error)) from error
     except KeyboardInterrupt:
-        print("manta batch: stopped at once; what was finished is kept, the same command goes on", file=sys.stderr)
+        print(f"manta batch: stopped at once; what was finished is kept, {plan.again}", file=sys.stderr)
         sys.stderr.flush()
         # threads may still speak to Ray, which would end the process with another exit code; its own processes on this
         # machine end with this one

@@ -65,6 +65,12 @@ class Plan:
     seconds: float
     """What looking took."""
 
+    @property
+    def again(self) -> str:
+        """What goes on with the job where it has stopped: without an output.path each run has a folder of its own."""
+        named = "" if self.job.output.path else f" with output.path={self.output.root.path}"
+        return f"the same command{named} goes on"
+
 
 def make_plan(job: BatchJob, now: float | None = None) -> Plan:
     """Checks a job and decides how it runs. Reads files, but touches neither the output, Ray nor an engine.
@@ -120,12 +126,17 @@ def make_plan(job: BatchJob, now: float | None = None) -> Plan:
     kind = _output_format(job)
     device = decide_device(job.engine, job.cluster)
     path = job.output.path or f"out/{job.model.name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}"
-    suffix = "parquet" if kind is OutputFormat.parquet else "jsonl"
+    root, suffix = locate(path, "output.path"), "parquet" if kind is OutputFormat.parquet else "jsonl"
+    for uri in job.data.inputs:
+        if locate(uri, "data.input").path == root.path:
+            raise UserError(
+                f"output.path={path} is data.input: answers would lie among what is read; name another folder"
+            )
     return Plan(
         job=job,
         source=source.first(job.data.limit),
         whole=source,
-        output=Folder(root=locate(path, "output.path"), suffix=suffix),
+        output=Folder(root=root, suffix=suffix),
         format=kind,
         identity=Identity(
             model=job.model,

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from conf.schema.task import Task
 from pipelines.batch import columns as c
 from pipelines.batch.answers import PREFIX
 from pipelines.batch.attribution import Share, attribute, in_words, plain_shares, total
@@ -159,7 +160,7 @@ class Result:
             "prompt_lengths": t.prompt_lengths,
             "completion_lengths": t.completion_lengths,
             "truncated": t.truncated,
-            "exact_match": t.matches / t.answers if self.plan.job.data.answer and t.answers else None,
+            "exact_match": t.matches / t.answers if self._has_matches else None,
             "seconds": asdict(s),
             "replica_seconds": plain_shares(self.shares),
             "cost": self.cost,
@@ -180,14 +181,21 @@ class Result:
         reports = self.state.replicas.values()
         return [{"process": max(report.began_at - connected, 0.0), **report.engine.start_s} for report in reports]
 
+    @property
+    def _has_matches(self) -> bool:
+        """Whether answers are words, there are some, and the table says what they should be."""
+        has_words = self.plan.job.task not in (Task.embed, Task.score)
+        return has_words and self.plan.job.data.answer is not None and self.totals.answers > 0
+
     def text(self) -> str:
         """Returns the summary as a person reads it."""
         t, s, plan = self.totals, self.seconds, self.plan
         now = Totals.of(self.written.marks.values())
-        head = "interrupted; what was finished is kept, the same command goes on" if self.is_interrupted else "done"
         suffix = plan.output.suffix
         where = plan.output.root.path
-        lines = [f"manta batch: {head} in {duration(s.total)}", ""]
+        took = duration(s.total)
+        kept = f"interrupted after {took}; what was finished is kept, {plan.again}"
+        lines = [f"manta batch: {kept if self.is_interrupted else f'done in {took}'}", ""]
         before = f"   {self.work.done_rows:,} of them done before" if self.work.done_rows else ""
         lines.append(f"  rows         {plan.source.rows:>9,}{before}")
         lines.append(f"  answers      {t.answers:>9,}   {where}/part-*.{suffix}")
@@ -203,7 +211,7 @@ class Result:
                 f"  shared       {now.shared:>9,}   rows with the answer of an equal request: {now.requests:,}"
                 f" requests ran, {now.saved_tokens:,} tokens saved"
             )
-        if plan.job.data.answer and t.answers:
+        if self._has_matches:
             lines.append(f"  exact match  {t.matches / t.answers:>9.4f}   {t.matches:,} of {t.answers:,} answers")
         if t.truncated:
             lines.append(f"  cut off      {t.truncated:>9,}   answers that ran out of tokens (sampling.max_tokens)")

@@ -216,7 +216,7 @@ def _whole(body: dict[str, Any], field: str, least: int) -> int | None:
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise _bad(f"{field} must be a whole number of at least {least}.", "invalid_value")
+        raise _bad(f"{field} must be a whole number of at least {least}, got {repr(value)[:50]}.", "invalid_value")
     return value
 
 

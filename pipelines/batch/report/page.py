@@ -107,7 +107,7 @@ def environment(*folders: Path) -> jinja2.Environment:
 
 def _headline(record: dict[str, Any]) -> str:
     if record["interrupted"]:
-        return "Interrupted: the same command goes on"
+        return "Interrupted: the same command goes on, with this output.path"
     failed = record["failed"]
     return f"Done, with {failed:,} failed row{'s' if failed > 1 else ''}" if failed else "Done"
 

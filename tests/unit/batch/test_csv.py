@@ -118,3 +118,29 @@ def test_each_record_becomes_one_row(records: list[list[str]], end: str) -> None
             else:
                 assert row[c.ERROR] == "malformed_line"
         assert len(rows_of(source.first(3))) == min(3, len(records))
+
+
+@pytest.mark.parametrize(
+    "data, kept",
+    [
+        ('a,b\n1,x\n2,"open\n3,y\n4,z\n', ["x"]),
+        ('a,b\n1,x\n2,"open', ["x"]),
+        ('a,b\n"1","open ""hi""\n', []),
+    ],
+)
+def test_a_quote_that_is_never_closed_is_a_bad_row_not_one_answered_for_all_that_follow(
+    tmp_path: Path, data: str, kept: list[str]
+) -> None:
+    rows = read(tmp_path, data)
+    assert [row["b"] for row in rows if row[c.ERROR] is None] == kept
+    bad = rows[-1]
+    assert (bad[c.ERROR], bad[c.POSITION]) == ("malformed_line", len(kept) + 1)
+    assert "a quote that is never closed" in bad[c.MESSAGE]
+    assert "open" in bad[c.RAW]
+
+
+@pytest.mark.parametrize("last", ['"x"', '""', '"say ""hi"""', '5"', '"two\nlines"', "x"])
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_last_value_that_is_whole_is_a_row(tmp_path: Path, last: str, end: str) -> None:
+    (row,) = read(tmp_path, f"a,b\n1,{last}{end}")
+    assert row[c.ERROR] is None

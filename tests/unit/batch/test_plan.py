@@ -207,6 +207,20 @@ def test_an_output_uri_of_an_unknown_scheme_is_refused(refused: Callable[..., st
     assert refused(output={"path": "foo://bucket/out"}).startswith("output.path=foo://bucket/out: ")
 
 
+def test_answers_do_not_lie_among_what_is_read(refused: Callable[..., str], tmp_path: Path) -> None:
+    folder = tmp_path / "both"
+    folder.mkdir()
+    (folder / "in.jsonl").write_text('{"q": "a"}\n')
+    said = refused(data={"input": str(folder)}, output={"path": f"{folder}/"})
+    assert said.startswith(f"output.path={folder}/ is data.input: ")
+
+
+def test_without_an_output_path_what_goes_on_is_named(plan: Callable[..., Plan], tmp_path: Path) -> None:
+    assert plan().again == "the same command goes on"
+    unnamed = plan(output={"path": None})
+    assert unnamed.again == f"the same command with output.path={unnamed.output.root.path} goes on"
+
+
 def test_a_trailing_slash_of_an_output_path_changes_nothing(plan: Callable[..., Plan], tmp_path: Path) -> None:
     assert plan(output={"path": f"file://{tmp_path}/out/"}).output.root.join("x").path == str(tmp_path / "out" / "x")
 

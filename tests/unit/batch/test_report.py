@@ -94,7 +94,7 @@ def test_failed_rows_are_told_of_the_most_frequent_first() -> None:
 
 def test_an_interrupted_job_says_so() -> None:
     text = Page(page(interrupted=True, unfinished=55)).text
-    assert "Interrupted: the same command goes on" in text
+    assert "Interrupted: the same command goes on, with this output.path" in text
     assert "unfinished55" in text
 
 
