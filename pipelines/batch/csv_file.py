@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -14,8 +15,6 @@ from pipelines.storage import Location
 
 BLOCK_BYTES = 32 << 20
 """What the parser takes at a time; no record may be longer than about that."""
-
-
 OPEN_QUOTE = "a quote that is never closed: all that follows it in the file is in this record"
 
 
@@ -89,25 +88,25 @@ def csv_chunks(location: Location, compression: str | None, names: list[str]) ->
 
 
 class _Remembering:
-    """A stream that knows its last bytes."""
+    """A stream that knows its last two blocks, which hold the longest record."""
 
     closed = False
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
-        self._last = b""
+        self._last: deque[bytes] = deque(maxlen=2)
         self.is_at_end = False
 
     def read(self, size: int = -1) -> bytes:
-        data = self._stream.read(size)
+        if data := self._stream.read(size):
+            self._last.append(data)
         self.is_at_end = not data
-        self._last = data if len(data) >= BLOCK_BYTES else (self._last + data)[-2 * BLOCK_BYTES :]
         return data
 
     def ends_within_quotes(self, value: bytes) -> bool:
         """Whether the last value of the file is one that its end cuts off: pyarrow takes it as it is."""
         quoted = b'"' + value.replace(b'"', b'""')
-        return bool(value.strip(b'"')) and self._last.endswith(quoted)
+        return bool(value.strip(b'"')) and b"".join(self._last).endswith(quoted)
 
 
 def _options(path: str, handler: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from pipelines.batch.prompter import check_urls
 from pipelines.batch.source import Source, open_source
 from pipelines.batch.template import MessageBuilder, prompt_source
 from pipelines.ledger.folder import Folder
-from pipelines.storage import locate
+from pipelines.storage import Location, locate
 from serve.engine.adapters import check_adapters
 from serve.engine.arguments import check_engine_arguments
 from serve.engine.capability import check_task, is_cross_encoder, labels, overridden
@@ -125,18 +125,12 @@ def make_plan(job: BatchJob, now: float | None = None) -> Plan:
     fingerprint = fingerprint_model(job.model)
     kind = _output_format(job)
     device = decide_device(job.engine, job.cluster)
-    path = job.output.path or f"out/{job.model.name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}"
-    root, suffix = locate(path, "output.path"), "parquet" if kind is OutputFormat.parquet else "jsonl"
-    for uri in job.data.inputs:
-        if locate(uri, "data.input").path == root.path:
-            raise UserError(
-                f"output.path={path} is data.input: answers would lie among what is read; name another folder"
-            )
+    suffix = "parquet" if kind is OutputFormat.parquet else "jsonl"
     return Plan(
         job=job,
         source=source.first(job.data.limit),
         whole=source,
-        output=Folder(root=root, suffix=suffix),
+        output=Folder(root=_output_root(job, now), suffix=suffix),
         format=kind,
         identity=Identity(
             model=job.model,
@@ -169,6 +163,14 @@ def _check_columns(job: BatchJob, columns: list[str], answers: list[str]) -> Non
             raise UserError(f"data.input has a column '{name}': names that begin with {c.MARK} are Manta's own")
         if name in {job.output.prefix + ours for ours in (*answers, *c.NAMED.values())}:
             raise UserError(f"data.input has a column '{name}' already; set output.prefix, say output.prefix=manta_")
+
+
+def _output_root(job: BatchJob, now: float | None) -> Location:
+    path = job.output.path or f"out/{job.model.name}-{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}"
+    root = locate(path, "output.path")
+    if root.path in [locate(uri, "data.input").path for uri in job.data.inputs]:
+        raise UserError(f"output.path={path} is data.input: answers would lie among what is read; name another folder")
+    return root
 
 
 def _output_format(job: BatchJob) -> OutputFormat:

@@ -24,6 +24,7 @@ class EngineLog:
 
     def __init__(self) -> None:
         self._ends = {path: path.stat().st_size for path in _own_files()}
+        self._found: str | None = None
 
     def cause(self, error: Exception) -> str:
         """Returns why vLLM did not start, or ended, in one line.
@@ -33,10 +34,8 @@ class EngineLog:
         """
         said = f"{type(error).__name__}: {error}"
         if POINTER in said:
-            said = (
-                _root_cause(self._text())
-                or "a process of vLLM ended and logged no error: was it killed, or short of memory?"
-            )
+            self._found = self._found or _root_cause(self._text())  # a dead engine fails all of its requests
+            said = self._found or "a process of vLLM ended and logged no error: was it killed, or short of memory?"
         return " ".join(said.split())[:MAX_CHARS]
 
     def _text(self) -> str:

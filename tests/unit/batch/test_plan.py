@@ -1,4 +1,7 @@
-"""Every mistake in a job is found before anything starts, and named on one line."""
+"""Every mistake in a job is found before anything starts, and named on one line.
+
+One file, though it is long: each test plans the same small job with one thing changed.
+"""
 
 from __future__ import annotations
 

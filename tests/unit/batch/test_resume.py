@@ -1,4 +1,7 @@
-"""What former runs left is found, what is not whole is done again, and another's folder is left alone."""
+"""What former runs left is found, what is not whole is done again, and another's folder is left alone.
+
+One file, though it is long: each test plans the same ten rows in units of four, over a folder that was changed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The log of a unit in progress: what was paid for is kept, and who was in an engine that died is known."""
+"""The log of a unit in progress: what was paid for is kept, and who was in an engine that died is known.
+
+One file, though it is long: what is true of a log in a folder is true of one in a bucket.
+"""
 
 from __future__ import annotations
 

@@ -1,3 +1,8 @@
+"""Who may come in, and how much of a service a key may have.
+
+One file, though it is long: each test asks the same small service with a key of its own.
+"""
+
 from __future__ import annotations
 
 import asyncio
