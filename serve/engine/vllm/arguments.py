@@ -101,6 +101,7 @@ def engine_arguments(
         "pipeline_parallel_size": spec.pipeline_parallel_size,
         "max_num_seqs": spec.max_num_seqs,
         "disable_log_stats": True,
+        "worker_extension_cls": "serve.engine.vllm.worker.Worker",
         # "auto" tries a second compiler for what the first one refuses, but an engine keeps the compiler of its first
         # request: a later schema that needs the other one is then silently not kept (0.26-0.32). And where white space
         # is free, models spend all their tokens on it (3 of 6 answers of the demo's model)
@@ -115,7 +116,6 @@ def engine_arguments(
         arguments |= _adapter_arguments(model, device)
     if device is Device.cpu:
         arguments["enforce_eager"] = True  # compiling takes longer than a small model's whole job
-        arguments["worker_extension_cls"] = "serve.engine.vllm.tiles.Tiles"
     elif spec.kv_cache_bytes is not None:
         arguments["kv_cache_memory_bytes"] = spec.kv_cache_bytes
         if spec.engines_per_device > 1:

@@ -8,25 +8,18 @@ On CPUs processes that wait for each other nap, see `waiting`, and each takes th
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 
 from serve.engine.vllm.cores import take_cores
+from serve.engine.vllm.lineage import end_with_parent
 from serve.engine.vllm.waiting import take_naps
 
-_PR_SET_PDEATHSIG = 1
-"""Source: linux/prctl.h."""
 _server = os.getpid()
-
-
-def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _begin_child() -> None:
     if os.getppid() == _server:
-        _end_with_parent()
+        end_with_parent()
     take_cores()
 
 
@@ -36,7 +29,7 @@ def _is_cpu() -> bool:
     return current_platform.is_cpu()
 
 
-_end_with_parent()
+end_with_parent()
 os.register_at_fork(after_in_child=_begin_child)
 if _is_cpu():
     take_naps()

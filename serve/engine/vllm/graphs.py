@@ -52,6 +52,7 @@ _PLAIN = frozenset(
         "tensor_parallel_size",
         "tokenizer",
         "trust_remote_code",
+        "worker_extension_cls",
     )
 )
 """Arguments with which it was measured, and those that change nothing of a step."""

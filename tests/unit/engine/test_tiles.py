@@ -11,7 +11,7 @@ from serve.engine.vllm import tiles
 
 LEAVE = """
 import ctypes, sys
-import serve.engine.vllm.tiles
+import serve.engine.vllm.worker
 given = ctypes.c_ulong(0)
 assert ctypes.CDLL(None).syscall(158, 0x1022, ctypes.byref(given)) == 0  # ARCH_GET_XCOMP_PERM
 print(bool(given.value & 1 << 18))
@@ -19,7 +19,7 @@ print(bool(given.value & 1 << 18))
 
 
 @pytest.mark.skipif("amx_tile" not in cpu_flags(), reason="this CPU has no tile registers")
-def test_a_process_that_imports_it_may_use_the_tile_registers():
+def test_a_worker_may_use_the_tile_registers():
     done = subprocess.run([sys.executable, "-c", LEAVE], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout == "True\n", done.stderr
 
