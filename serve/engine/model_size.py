@@ -60,9 +60,9 @@ class ModelSize:
 
     @property
     def size_class(self) -> str:
-        """The active parameters to a power of two, such as ``1b``, ``8b``, ``64b``."""
-        step = round(math.log2(max(self.active_parameters, 1) / 1e9))
-        return f"{2**step}b" if step >= 0 else f"{max(round(1024 * 2.0**step), 1)}m"
+        """The active parameters to a power of two, such as ``1b``, ``8b``, ``64b``; of experts all too, ``8b-a1b``."""
+        active = _power_of_two(self.active_parameters)
+        return f"{_power_of_two(self.parameters)}-a{active}" if self.is_moe else active
 
     def device_weight_bytes(self, tensor_parallel_size: int, pipeline_parallel_size: int) -> int:
         """Returns the weights that the fullest device holds."""
@@ -85,6 +85,11 @@ class ModelSize:
         """Returns the operations of one token that attends to so many."""
         attention = 4.0 * self.num_heads * self.head_dim * context_tokens * self.num_layers
         return 2.0 * self.multiplied_parameters + attention
+
+
+def _power_of_two(parameters: int) -> str:
+    step = round(math.log2(max(parameters, 1) / 1e9))
+    return f"{2**step}b" if step >= 0 else f"{max(round(1024 * 2.0**step), 1)}m"
 
 
 def measure_model(

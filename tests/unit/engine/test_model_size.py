@@ -97,6 +97,7 @@ def test_a_token_meets_two_of_eight_experts():
     assert size.parameters / 1e9 == pytest.approx(46.7, abs=0.1)
     assert size.active_parameters / 1e9 == pytest.approx(12.9, abs=0.1)
     assert size.is_moe
+    assert size.size_class == "64b-a16b"  # what its jobs teach is not taken for a dense model's of 12.9
 
 
 @pytest.mark.parametrize(
