@@ -14,10 +14,12 @@ from conf.schema.task import Task
 from pipelines.batch.openai_request import TASKS, parse_request
 from pipelines.batch.read import read_split
 from pipelines.batch.source import Source
-from pipelines.batch.template import MessageBuilder
+from pipelines.batch.template import MessageBuilder, read_messages
 from serve.engine.errors import RequestRejected
 from serve.engine.prompt import PromptRenderer, load_renderer
 
+LOOKED_AT = 100
+"""First rows of which one must hold messages."""
 MAX_LIMIT = 1 << 31
 """Tokens of an answer: below what engines count with."""
 
@@ -170,3 +172,30 @@ def check_urls(source: Source, task: Task) -> None:
                         f"task={task.value}, but the input's requests go to {url}; set task={TASKS[url].value}"
                     )
                 return
+
+
+def check_messages(source: Source, data: DataSpec) -> None:
+    """Checks that some of the first rows hold messages, where a column is said to.
+
+    Raises:
+        UserError: when none of `LOOKED_AT` rows does.
+    """
+    if data.messages is None or not source.splits:
+        return
+    for table in read_split(source.splits[0], source.schema, source.json_columns, None):
+        reason = None
+        for value in table.column(data.messages).slice(0, LOOKED_AT).to_pylist():
+            try:
+                read_messages(value)
+            except RequestRejected as error:
+                reason = reason or (value, error.message)
+            else:
+                return
+        if reason is not None:
+            value, message = reason
+            shown = repr(value if len(str(value)) <= 60 else f"{str(value)[:60]}...")
+            raise UserError(
+                f"data.messages names the column '{data.messages}', of whose first values none holds messages:"
+                f" {message} ({shown}); a column of texts goes with data.prompt='{{{{ {data.messages} }}}}'"
+            )
+        return

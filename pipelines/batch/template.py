@@ -96,7 +96,7 @@ class MessageBuilder:
             RequestRejected: when the row makes none; the class says why.
         """
         if self._messages_column is not None:
-            return _read_messages(row[self._messages_column])
+            return read_messages(row[self._messages_column])
         assert self._prompt is not None
         messages = []
         if self._system is not None and (system := self._render(self._system, row)):
@@ -175,7 +175,15 @@ def _check_columns(wanted: set[str], columns: list[str], key: str) -> None:
         raise UserError(f"{key} names the column '{name}', which the table lacks{hint}")
 
 
-def _read_messages(value: Any) -> list[Message]:
+def read_messages(value: Any) -> list[Message]:
+    """Returns a cell's messages.
+
+    Args:
+        value: a list of messages, or its JSON.
+
+    Raises:
+        RequestRejected: when it holds none.
+    """
     if isinstance(value, str):
         try:
             value = json.loads(value)

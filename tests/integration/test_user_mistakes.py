@@ -55,6 +55,17 @@ def test_an_empty_input(capsys: pytest.CaptureFixture[str], tmp_path: Path, tabl
     assert "it holds no rows" in refused(capsys, *words(tmp_path, table))
 
 
+def test_a_grammar_that_is_none(capsys: pytest.CaptureFixture[str], tmp_path: Path, table: Path) -> None:
+    line = refused(capsys, *words(tmp_path, table, **{"sampling.regex": "'(ab'"}))
+    assert "sampling.regex=(ab: no grammar can be made of it" in line
+
+
+def test_messages_that_are_none(capsys: pytest.CaptureFixture[str], tmp_path: Path, table: Path) -> None:
+    asked = words(tmp_path, table, **{"data.prompt": "null", "data.messages": "question"})
+    line = refused(capsys, *asked)
+    assert "a column of texts goes with data.prompt='{{ question }}'" in line
+
+
 def test_a_template_with_a_column_that_the_table_lacks(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, table: Path
 ) -> None:

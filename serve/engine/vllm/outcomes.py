@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -20,10 +19,7 @@ from serve.engine.protocol import (
     Sample,
     TokenLogprob,
 )
-from serve.engine.vllm.grammar import has_grammar
-
-_PLACE_IN_SOURCE = re.compile(r"\[\d\d:\d\d:\d\d\] \S+\.cc:\d+: ")
-"""What xgrammar puts before its messages: the time, and a line of its C++."""
+from serve.engine.vllm.grammar import compiler_message, has_grammar
 
 
 def outcome(task: Task, request: Request, output: Any) -> Outcome:
@@ -91,8 +87,7 @@ def request_errors() -> tuple[type[Exception], ...]:
 
 def rejected(error: BaseException) -> RequestRejected:
     """Returns vLLM's word against a request as a rejection."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = _PLACE_IN_SOURCE.sub("", text)
+    text = compiler_message(error)
     if "longer than the maximum model length" in text or "maximum context length" in text:
         return RequestRejected("prompt_too_long", text)
     if "not supported by xgrammar" in text:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conf.errors import UserError
 from conf.schema.sampling import SamplingSpec
-from pipelines.batch.json_schema import read_json_schema
+from pipelines.batch.grammar import check_grammar, read_json_schema
 
 SCHEMA = {"type": "object", "properties": {"ü": {"type": "string"}}, "additionalProperties": False}
 
@@ -82,3 +83,26 @@ def test_a_file_that_holds_no_schema_is_refused(tmp_path: Path, data: bytes, sai
 def test_a_folder_is_no_schema(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="can be read"):
         read(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "sampling, said",
+    [
+        ({"regex": "[a-"}, "sampling.regex=[a-: no grammar can be made of it: Regex parsing error"),
+        ({"regex": "a\x00"}, "NUL"),
+        ({"json_schema": '{"type": "strng"}'}, 'Unsupported type "strng"'),
+        ({"json_schema": '{"$ref": "http://host/x"}'}, "only #/... can be resolved"),
+    ],
+)
+def test_a_grammar_that_would_fail_every_row_is_refused(sampling: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_grammar(SamplingSpec(**sampling), {})
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    # of another compiler nothing is known
+    check_grammar(SamplingSpec(**sampling), {"structured_outputs_config": {"backend": "guidance"}})
+
+
+@pytest.mark.parametrize("sampling", [{}, {"regex": "[a-c]{1,3}"}, {"json_schema": "{}"}, {"choice": ["a"]}])
+def test_a_grammar_that_compiles_is_none_of_the_users_mistakes(sampling: dict[str, Any]) -> None:
+    check_grammar(SamplingSpec(**sampling), {"structured_outputs_config": {"disable_any_whitespace": True}})
