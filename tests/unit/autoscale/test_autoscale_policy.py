@@ -120,6 +120,16 @@ def test_an_idle_service_goes_to_zero_and_the_first_request_wakes_it(policy):
 
 
 @pytest.mark.parametrize("policy", OURS)
+def test_an_idle_service_sleeps_as_soon_as_it_was_told_to(policy):
+    spec = AutoscaleSpec(policy=policy, min_replicas=0, interval_s=10, scale_to_zero_s=60)
+    sizes = follow(spec, [fleet(3)] * 10)
+    assert sizes[:6] == [3] * 6, "the window of 180 s still holds them"
+    assert sizes[6] == 0, "60 s after it was first seen idle"
+    asked = follow(spec, [fleet(3, waiting_requests=1)] * 10)
+    assert min(asked) >= 1
+
+
+@pytest.mark.parametrize("policy", OURS)
 def test_a_policy_that_just_began_takes_nothing_away(policy):
     spec = AutoscaleSpec(policy=policy)
     decision, _ = decide(spec, fleet(50), begin(spec))
