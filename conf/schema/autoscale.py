@@ -66,7 +66,7 @@ class AutoscaleSpec:
     surge_fraction: float = 1.0
     """Replicas that start at the same time, as a share of those that run; 4 may always."""
     scale_to_zero_s: float = 300.0
-    """Where min_replicas is 0: seconds without a request after which all leave; may be below ``scale_down_window_s``."""
+    """Where min_replicas is 0: seconds without a request after which all leave, whatever ``scale_down_window_s`` is."""
     stale_after_s: float = 30.0
     """Metrics older than this move nothing; the size that is there is held."""
     forecast_bin_s: float = 10.0

@@ -16,7 +16,7 @@ from pipelines.batch import columns as c
 from pipelines.batch.answers import PREFIX, former_outcomes
 from pipelines.batch.openai_request import CHAT
 from pipelines.batch.openai_response import chat_body, completion_body, embedding_body, error_line, response_line
-from pipelines.ledger.folder import Folder
+from pipelines.ledger.folder import JOINED, Folder
 from serve.engine.protocol import Completion, Outcome, Pooled, Sample, TokenLogprob
 
 OUR_FAULTS = frozenset({"engine_killer"})
@@ -135,7 +135,7 @@ def join_parts(folder: Folder, units: Iterable[str]) -> None:
         OSError: when they cannot be written.
     """
     names = list(units)
-    for target, part in (("output.jsonl", folder.answers), ("errors.jsonl", folder.failed)):
+    for target, part in zip(JOINED, (folder.answers, folder.failed), strict=True):
         places = [part(unit) for unit in names if part(unit).exists()]
         if not places:
             folder.root.join(target).delete()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from conf.errors import UserError
-from conf.schema.output import OnChange
+from conf.schema.output import OnChange, OutputFormat
 from pipelines.batch.plan import Plan
 from pipelines.batch.record import plain
 from pipelines.batch.source import Source, Split, pack
@@ -87,6 +87,12 @@ def _continue(plan: Plan, folder: Folder, written: dict[str, int]) -> Work:
         raise UserError(
             f"output.path={folder.root.path}: it holds part files, but no job of Manta's to go on with; choose another,"
             " or output.overwrite=true"
+        )
+    is_joined = plan.format is OutputFormat.openai_batch
+    if former is None and not plan.job.output.overwrite and (strangers := folder.strangers(is_joined)):
+        raise UserError(
+            f"output.path={folder.root.path}: it holds {strangers[0]}, which no job of Manta wrote and answers would"
+            f" {'replace' if is_joined else 'be read together with'}; choose another folder"
         )
     spec = JobSpec(
         decides=plan.decides,

@@ -15,6 +15,8 @@ _OURS = re.compile(
     r"|_manta/(job\.json|spec\.json|report\.html)(\.\w+\.tmp)?|_manta/(logs|log|done|stale)/.*"
 )
 """What a job writes, leases apart."""
+JOINED = ("output.jsonl", "errors.jsonl")
+"""Of requests of the OpenAI Batch shape, all answers and all errors, in the order of the input."""
 SUFFIXES = ("parquet", "jsonl")
 """Of part files."""
 
@@ -108,6 +110,17 @@ class Folder:
                 if _OURS.fullmatch(name):
                     found[name] = entry.size or 0
         return found
+
+    def strangers(self, is_joined: bool) -> list[str]:
+        """Lists files that no job wrote and that answers would replace, or be read together with.
+
+        Args:
+            is_joined: whether answers are joined in `JOINED`, which readers then name.
+        """
+        names = sorted(entry.base_name for entry in self.root.list() if entry.type == pafs.FileType.File)
+        if is_joined:
+            return [name for name in names if name in JOINED]
+        return [name for name in names if name.endswith(f".{self.suffix}") and not _OURS.fullmatch(name)]
 
     def name(self, place: Location) -> str:
         """Returns a location's path below the folder, as `written` has it."""

@@ -13,6 +13,7 @@ import pytest
 from plans import small_plan
 
 from conf.errors import UserError
+from conf.schema.data import DataFormat
 from conf.schema.engine import EngineKind
 from pipelines.batch.identify import request_salt
 from pipelines.batch.plan import Plan
@@ -46,6 +47,27 @@ def fill(out: Path, names: list[str]) -> None:
 
 def files(out: Path) -> set[str]:
     return {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+
+
+def test_files_that_answers_would_be_read_with_are_refused(plan: Callable[..., Plan], tmp_path: Path) -> None:
+    fill(tmp_path / "out", ["older.parquet", "more.parquet", "notes.txt", "sub/x.parquet"])
+    message = refused(plan())
+    assert "it holds more.parquet, which no job of Manta wrote" in message
+    assert not (tmp_path / "out" / "_manta").exists()
+
+
+def test_files_of_another_kind_stay_beside_the_answers(plan: Callable[..., Plan], tmp_path: Path) -> None:
+    fill(tmp_path / "out", [*OTHERS, "input.jsonl"])
+    open_output(plan())
+    assert files(tmp_path / "out") >= {*OTHERS, "input.jsonl"}
+
+
+def test_joined_answers_replace_no_file_of_the_users(plan: Callable[..., Plan], tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {}}\n')
+    asked = {"data": {"prompt": None, "format": DataFormat.openai_batch}}
+    fill(tmp_path / "out", ["output.jsonl"])
+    assert "it holds output.jsonl" in refused(plan(**asked))
+    assert (tmp_path / "out" / "output.jsonl").read_text() == "x"
 
 
 @pytest.mark.parametrize("former", [PART, "part-0123456789ab.jsonl", f"failed/{PART}"])
