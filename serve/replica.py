@@ -89,7 +89,7 @@ class Replica(Calls):
         self._api = api = await self._start()
         shape_errors(api.app)
         straighten(api.app, EXPOSED)
-        app: ASGIApp = Listing(api.app, read_now)
+        app: ASGIApp = Listing(api.app, read_now, [job.model.name, *job.model.adapters])
         if job.engine.is_elastic:
             app = self._load = Load(app, job.autoscale, api.waiting)
             if job.task is Task.generate and None in (

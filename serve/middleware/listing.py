@@ -1,25 +1,37 @@
-"""``/v1/models``: every model and adapter of the service, also those that other replicas answer for."""
+"""``/v1/models``: every model and adapter of the service, also those that other replicas answer for.
+
+Who asks for another model is told which there are.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from serve.catalogue import Catalogue, Entry, Know
-from serve.middleware.answer import ASGIApp, Receive, Scope, Send, answer, refuse
+from serve.middleware.answer import ASGIApp, Message, Receive, Scope, Send, answer, refuse
 from serve.middleware.routes import MODELS
+
+SHOWN_NAMES, SHOWN_CHARS = 20, 100
 
 
 class Listing:
     """Pure ASGI. It stands inside of access: what there is, is for those who may come in."""
 
-    def __init__(self, app: ASGIApp, know: Know) -> None:
-        """Args: vLLM's app, which knows its own model, and what says which models there are."""
-        self._app, self._know = app, know
+    def __init__(self, app: ASGIApp, know: Know, own: Iterable[str] = ()) -> None:
+        """Args: vLLM's app, what says which models there are, and the names that this app answers to."""
+        self._app, self._know, self._own = app, know, frozenset(own)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
+        asked = scope.get("manta", {}).get("body", {}).get("model")
+        if isinstance(asked, str):
+            if asked not in self._own and (catalogue := await self._know()) is not None:
+                send = _naming(send, asked, [entry.name for entry in catalogue.entries])
+            await self._app(scope, receive, send)
+            return
         if scope["type"] != "http" or scope["method"] != "GET" or not scope["path"].startswith(MODELS):
             await self._app(scope, receive, send)
             return
@@ -31,9 +43,30 @@ class Listing:
         cards = [_card(entry, catalogue) for entry in catalogue.entries] if catalogue else []
         found = {"object": "list", "data": cards} if not name else next((c for c in cards if c["id"] == name), None)
         if found is None:
-            await refuse(send, 404, "There is no such model.", "not_found_error", "model_not_found")
+            names = [entry.name for entry in catalogue.entries] if catalogue else []
+            await refuse(send, 404, _lacks(name, names), "not_found_error", "model_not_found")
         else:
             await answer(send, 200, msgspec.json.encode(found), [("content-type", "application/json")])
+
+
+def _naming(send: Send, asked: str, names: list[str]) -> Send:
+    """Returns a ``send`` that says of a 404 which models there are; who else answers may be newer than the list."""
+    is_refused = False
+
+    async def pass_on(message: Message) -> None:
+        nonlocal is_refused
+        if message["type"] == "http.response.start" and message["status"] == 404:
+            is_refused = True
+            await refuse(send, 404, _lacks(asked, names), "not_found_error", "model_not_found")
+        elif not is_refused:
+            await send(message)
+
+    return pass_on
+
+
+def _lacks(asked: str, names: list[str]) -> str:
+    shown = ", ".join(names[:SHOWN_NAMES]) + (", ..." if len(names) > SHOWN_NAMES else "")
+    return f"There is no model '{asked[:SHOWN_CHARS]}'{f'; there are {shown}' if names else ''}."
 
 
 def _card(entry: Entry, catalogue: Catalogue) -> dict[str, Any]:

@@ -38,8 +38,10 @@ def shape_errors(app: Starlette) -> None:
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     name = HTTPStatus(error.status_code).phrase
-    kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
-    body = error_body(f"{name}.", kind, name.lower().replace(" ", "_"))
+    kind, said = "invalid_request_error", f"{name}."
+    if error.status_code == 404:  # other paths do not come so far: another model may answer there
+        kind, said = "not_found_error", "This model does not answer at this path: it is served for another task."
+    body = error_body(said, kind, name.lower().replace(" ", "_"))
     return Response(body, error.status_code, error.headers, "application/json")
 
 

@@ -84,3 +84,38 @@ async def test_only_a_get_names_a_model():
 async def test_without_a_catalogue_the_engine_tells_of_its_own():
     assert (await ask("/v1/models", None)).json() == "vllm"
     assert (await ask("/v1/models/big", None)).status_code == 404
+
+
+async def asked_of(model: str, status: int, known: Catalogue | None = ALL) -> tuple[int, str]:
+    """Asks a replica of "big", whose app answers with a status and "own", for a model; returns what came."""
+    said: list[Any] = []
+
+    async def own(scope: Scope, receive: Receive, send: Send) -> None:
+        await answer(send, status, b"own")
+
+    async def know() -> Catalogue | None:
+        return known
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    scope = {"type": "http", "path": "/v1/completions", "method": "POST", "manta": {"body": {"model": model}}}
+    await Listing(own, know, ["big", "big-lora"])(scope, receive, send)
+    return said[0]["status"], b"".join(message.get("body", b"") for message in said).decode()
+
+
+async def test_who_asks_for_another_model_hears_which_there_are():
+    status, body = await asked_of("bag", 404)
+    assert status == 404
+    message = json.loads(body)["error"]["message"]
+    assert message == "There is no model 'bag'; there are big, big-lora, org/small."
+
+
+@pytest.mark.parametrize(
+    "model, status, known", [("big", 404, ALL), ("new", 200, ALL), ("bag", 400, ALL), ("bag", 404, None)]
+)
+async def test_all_else_is_the_models_own_word(model: str, status: int, known: Catalogue | None):
+    assert await asked_of(model, status, known) == (status, "own")
