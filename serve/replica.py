@@ -22,6 +22,7 @@ from serve.engine.speed import Speed
 from serve.engine.vllm.api import VllmApi, start_api
 from serve.middleware.answer import ASGIApp, Message
 from serve.middleware.dispatch import unprefixed
+from serve.middleware.document import complete_document
 from serve.middleware.leaving import Leaving
 from serve.middleware.listing import Listing
 from serve.middleware.load import Load
@@ -89,6 +90,7 @@ class Replica(Calls):
         self._api = api = await self._start()
         shape_errors(api.app)
         straighten(api.app, EXPOSED)
+        complete_document(api.app, job.batches.path is not None)
         app: ASGIApp = Listing(api.app, read_now, [job.model.name, *job.model.adapters])
         if job.engine.is_elastic:
             app = self._load = Load(app, job.autoscale, api.waiting)

@@ -119,7 +119,11 @@ def _fuzz_operation(cases: st.SearchStrategy[Any], client: httpx.Client, num_exa
                 case.body.setdefault("max_tokens", 2)
         sent = case.as_transport_kwargs(base_url=str(client.base_url))
         kind = {} if case.media_type is None else {"content-type": case.media_type}
-        answer = client.request(sent["method"], case.path, params=sent.get("params"), content=_raw(sent), headers=kind)
+        path = case.path.format_map(case.path_parameters or {})
+        if sent.get("files"):  # a form, whose type names its boundary
+            answer = client.request(sent["method"], path, params=sent.get("params"), files=_form(sent["files"]))
+        else:
+            answer = client.request(sent["method"], path, params=sent.get("params"), content=_raw(sent), headers=kind)
         check(answer, case.body)
         statuses[answer.status_code] += 1
 
@@ -196,6 +200,18 @@ def _broken(draw: st.DrawFn, whole: bytes) -> bytes:
 
 def _is_long(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 4
+
+
+def _form(parts: Any) -> list[tuple[str, Any]]:
+    """Returns a form's parts as httpx takes them: what is neither text nor bytes is sent as text."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return (value[0], plain(value[1]))
+        return value if isinstance(value, (str, bytes)) else json.dumps(value)
+
+    pairs = parts.items() if isinstance(parts, dict) else parts
+    return [(name, plain(value)) for name, value in pairs]
 
 
 def _raw(sent: dict[str, Any]) -> bytes | None:
