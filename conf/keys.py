@@ -21,6 +21,7 @@ class Key:
     """Its dotted path, such as ``sampling.max_tokens``."""
     type: Any
     doc: str
+    """What stands under the field; of choices that say nothing there, under their class."""
 
     @property
     def is_text(self) -> bool:
@@ -93,4 +94,10 @@ def keys_of(schema: type, prefix: str = "") -> Iterator[Key]:
         if isinstance(annotation, type) and is_dataclass(annotation):
             yield from keys_of(annotation, f"{prefix}{field.name}.")
         else:
-            yield Key(name=f"{prefix}{field.name}", type=annotation, doc=_docs(schema).get(field.name, ""))
+            doc = _docs(schema).get(field.name) or _doc_of_choices(annotation)
+            yield Key(name=f"{prefix}{field.name}", type=annotation, doc=doc)
+
+
+def _doc_of_choices(annotation: Any) -> str:
+    """What an enumeration says of its members, where the field says nothing."""
+    return " ".join((annotation.__doc__ or "").split()) if isinstance(annotation, EnumType) else ""

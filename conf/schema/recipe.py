@@ -15,6 +15,7 @@ class RecipeSpec:
     name: str = "custom"
     """What the result is called, after the model's name."""
     steps: dict[str, StepSpec] = field(default_factory=dict)
+    """Each by a name of its own, as recipe.steps.NAME.kind=... and its keys; conf/recipe/ has the shipped ones."""
 
     def check(self) -> None:
         """Checks that each step can take what the one before it makes.

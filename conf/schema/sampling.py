@@ -16,13 +16,19 @@ class SamplingSpec:
     temperature: float = 0.0
     """0 is greedy."""
     top_p: float = 1.0
+    """The likeliest tokens that together have this probability are considered; 1 considers every token."""
     top_k: int = 0
     """0 considers every token."""
     min_p: float = 0.0
+    """Tokens less likely than this share of the likeliest one are not considered."""
     repetition_penalty: float = 1.0
+    """Scores of tokens that prompt or answer have already are divided by it; above 1 repeats less."""
     presence_penalty: float = 0.0
+    """Subtracted from the scores of tokens that the answer has already."""
     frequency_penalty: float = 0.0
+    """Subtracted from them once for each time that the answer has them."""
     seed: int | None = None
+    """Makes what is drawn at a temperature above 0 the same in each run; null draws anew."""
     stop: list[str] = field(default_factory=list)
     """Texts that end an answer; they are not part of it."""
     ignore_eos: bool = False

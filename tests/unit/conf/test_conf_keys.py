@@ -13,6 +13,7 @@ from conf import entry
 from conf.help import help_text
 from conf.keys import keys_of
 from conf.schema.batch import BatchJob
+from conf.schema.serve import ServeJob
 
 KEYS = {key.name: key for key in keys_of(BatchJob)}
 
@@ -60,6 +61,11 @@ def test_the_string_under_a_field_is_its_documentation():
     assert {key.name: key.doc for key in keys_of(Outer) if key.doc} == {"inner.said": "Said over two lines."}
 
 
+def test_choices_that_say_nothing_are_explained_by_their_class():
+    policy = next(key for key in keys_of(ServeJob) if key.name == "router.policy")
+    assert policy.doc.startswith("The rule that chooses a replica. ``prefix`` weighs")
+
+
 def test_type_names_are_as_people_write_them():
     assert [key.type_name for key in keys_of(Outer)] == ["int", "str|null", "red|blue", "list[str]", "dict[str, Any]"]
 
@@ -68,7 +74,7 @@ def test_type_names_are_as_people_write_them():
 def test_every_documented_field_of_a_job_has_its_documentation(cls: type):
     expected = dict(documented(cls))
     assert len(expected) > 5
-    assert {key.name: key.doc for key in keys_of(cls) if key.doc} == expected
+    assert {key.name: key.doc for key in keys_of(cls) if key.name in expected} == expected
 
 
 def test_every_group_has_keys():
@@ -109,6 +115,11 @@ def test_help_lists_every_key_group_option_and_documentation(name: str):
         assert f"  {group}={'|'.join(entry.options(group))}\n" in text
     flat = " ".join(text.split())
     assert all(key.doc in flat for key in keys_of(entry.SCHEMAS[name]))
+
+
+@pytest.mark.parametrize("name", list(entry.SCHEMAS))
+def test_no_key_is_without_a_sentence(name: str):
+    assert [key.name for key in keys_of(entry.SCHEMAS[name]) if not key.doc.endswith((".", ")", ":"))] == []
 
 
 def test_help_names_the_types():
