@@ -20,6 +20,7 @@ from conf.errors import UserError
 from conf.schema.serve import ProxyForm, ServeJob
 from conf.schema.task import Task
 from serve.batch_jobs import running_batches, set_own_key
+from serve.cache.reach import unreached
 from serve.capacity import check_room
 from serve.deployment import build_replicas
 from serve.detached import read_job, start_detached
@@ -124,6 +125,8 @@ def _serve(plan: ServicePlan, scratch: Path, terminal: TextIO, post: Post, build
             try:
                 if is_ready := service.start():
                     say(_greeting(plan, time.monotonic() - began))
+                    for warning in dict.fromkeys(each for part in plan.parts for each in unreached(part.job.cache)):
+                        say(warning)
                     post.tell(Phase.ready)
                     with running_batches(lambda: service.plan, connection.address):
                         _watch(service, interrupted, post, say)

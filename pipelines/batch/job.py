@@ -26,7 +26,7 @@ from pipelines.batch.pool import pool_size
 from pipelines.batch.progress import Display, make_display
 from pipelines.batch.resume import Work, open_output
 from pipelines.batch.summary import Result, Seconds, Written
-from pipelines.batch.watch import Consumer, JobFailed, timeline_of, unwritable, watch
+from pipelines.batch.watch import Consumer, HeadLost, JobFailed, timeline_of, unwritable, watch
 from pipelines.forecast.actual import with_prediction
 from pipelines.forecast.verb import with_planned_sizes
 from pipelines.ledger.lease import Lease
@@ -69,7 +69,8 @@ def run_plan(plan: Plan, find_work: Callable[[Plan], Work]) -> int:
             try:
                 result = _run_leased(plan, find_work(plan), lease.run, lost, began)
             except JobFailed as error:
-                print(f"manta batch: {error}\nlogs: {plan.output.logs.path}", file=sys.stderr)
+                again = f"; {plan.again}" if isinstance(error, HeadLost) else ""
+                print(f"manta batch: {error}{again}\nlogs: {plan.output.logs.path}", file=sys.stderr)
                 return 1
             record = with_prediction(result.plan, result.record())
             plan.output.record.write_bytes(json.dumps(record, indent=2, ensure_ascii=False).encode())

@@ -32,6 +32,10 @@ class JobFailed(Exception):
     """The job ended for a cause that is no row's."""
 
 
+class HeadLost(JobFailed):
+    """The cluster's head does not answer any more; what was finished is kept."""
+
+
 class Consumer:
     """Pulls the pipeline in a thread and keeps what comes out."""
 
@@ -141,7 +145,7 @@ def timeline_of(monitor: Any) -> Timeline:
     """Returns what the replicas did, until now.
 
     Raises:
-        JobFailed: when the cluster's head is lost.
+        HeadLost: when the cluster's head is lost.
     """
     return _ask(monitor.timeline)
 
@@ -161,9 +165,7 @@ def _ask(method: Any) -> Any:
         return ray.get(method.remote())
     except RayError as error:
         lines = str(error).splitlines()
-        raise JobFailed(
-            f"the cluster's head is lost ({lines[0] if lines else error!r}); the same command goes on"
-        ) from error
+        raise HeadLost(f"the cluster's head is lost ({lines[0] if lines else error!r})") from error
 
 
 def unwritable(path: str, error: OSError) -> str:

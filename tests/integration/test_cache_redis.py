@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from conf.schema.cache import CacheKind, CacheSpec
+from serve.cache.reach import unreached
 from serve.cache.store import RedisStore, Store, build_store
 from serve.middleware.cache import Cache
 
@@ -201,3 +202,14 @@ async def test_where_nothing_listens_requests_go_on():
     assert [a.status_code for a in answers] == [200] * 3
     assert computed == ["a", "b", "c"]
     await store.close()
+
+
+def test_whoever_starts_a_service_hears_of_a_redis_that_is_not_there(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MANTA_REDIS_URL", server.url)
+    assert list(unreached(spec())) == []
+    monkeypatch.setenv("MANTA_REDIS_URL", "unix://:secret@/nowhere/redis.sock")
+    (said,) = unreached(spec())
+    assert said.startswith("cache=redis: Redis does not answer here (ConnectionError)")
+    assert "secret" not in said

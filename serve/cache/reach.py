@@ -1,0 +1,45 @@
+"""Whether what a cache needs elsewhere is there: nothing fails without it, and so nobody would see that it is not."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from conf.schema.cache import CacheKind, CacheSpec
+
+PATIENCE_S = 1.0
+_PORTS = {"http": 80, "https": 443}
+
+
+def unreached(spec: CacheSpec) -> Iterator[str]:
+    """Yields a sentence for each server that does not answer from this machine; replicas may have another way to it."""
+    if spec.kind is CacheKind.redis and (why := _redis_fault(os.environ.get("MANTA_REDIS_URL") or spec.url)):
+        yield f"cache=redis: Redis does not answer here ({why}); where replicas do not reach it either, nothing is kept"
+    if spec.semantic.enabled and (why := _endpoint_fault(spec.semantic.url)):
+        yield (
+            f"cache.semantic.url={spec.semantic.url} does not answer here ({why}); where replicas do not reach it"
+            " either, similar requests are not found"
+        )
+
+
+def _redis_fault(url: str) -> str | None:
+    from redis import Redis
+
+    try:
+        with Redis.from_url(url, socket_timeout=PATIENCE_S, socket_connect_timeout=PATIENCE_S, retry=None) as client:
+            client.ping()
+    except Exception as error:  # of any kind: the line is only a warning. Never with the URL, which may hold a password
+        return type(error).__name__
+    return None
+
+
+def _endpoint_fault(url: str) -> str | None:
+    parts = urlsplit(url)
+    try:
+        port = parts.port or _PORTS.get(parts.scheme, 80)
+        with socket.create_connection((parts.hostname or "", port), PATIENCE_S):
+            return None
+    except (OSError, ValueError) as error:
+        return type(error).__name__
