@@ -24,10 +24,12 @@ class Refused(Exception):
         kind: str = "invalid_request_error",
         code: str | None = None,
         headers: Sequence[tuple[str, str]] = (),
+        param: str | None = None,
     ) -> None:
         """Takes what `refuse` takes."""
         super().__init__(message)
         self.status, self.message, self.kind, self.code, self.headers = status, message, kind, code, headers
+        self.param = param
 
 
 async def nothing() -> None:
@@ -41,6 +43,7 @@ async def refuse(
     kind: str = "invalid_request_error",
     code: str | None = None,
     headers: Sequence[tuple[str, str]] = (),
+    param: str | None = None,
 ) -> None:
     """Answers with an error in OpenAI's shape.
 
@@ -51,14 +54,15 @@ async def refuse(
         kind: OpenAI's ``type``.
         code: OpenAI's ``code``, for programs.
         headers: names and values, beside content-type and content-length.
+        param: OpenAI's ``param``: the body's field that is wrong.
     """
-    body = error_body(message, kind, code)
+    body = error_body(message, kind, code, param)
     await answer(send, status, body, [("content-type", "application/json"), *headers])
 
 
-def error_body(message: str, kind: str, code: str | None = None) -> bytes:
+def error_body(message: str, kind: str, code: str | None = None, param: str | None = None) -> bytes:
     """Returns an error in OpenAI's shape as JSON; see `refuse`."""
-    return msgspec.json.encode({"error": {"message": message, "type": kind, "param": None, "code": code}})
+    return msgspec.json.encode({"error": {"message": message, "type": kind, "param": param, "code": code}})
 
 
 def error_event(message: str, kind: str, code: str) -> bytes:
@@ -76,4 +80,4 @@ async def answer(send: Send, status: int, body: bytes, headers: Sequence[tuple[s
 
 async def refuse_with(send: Send, refused: Refused) -> None:
     """Answers a request that was refused."""
-    await refuse(send, refused.status, refused.message, refused.kind, refused.code, refused.headers)
+    await refuse(send, refused.status, refused.message, refused.kind, refused.code, refused.headers, refused.param)

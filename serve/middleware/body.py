@@ -160,10 +160,10 @@ def _check_model(body: dict[str, Any]) -> None:
     if model is None:
         return
     if not isinstance(model, str):
-        raise _bad("model must be text.", "invalid_model")
+        raise _bad("model must be text.", "invalid_model", "model")
     parts = model.replace("\\", "/").split("/")
     if len(model) > 256 or not model.isprintable() or ".." in parts:
-        raise Refused(404, "There is no such model.", kind="not_found_error", code="model_not_found")
+        raise Refused(404, "There is no such model.", kind="not_found_error", code="model_not_found", param="model")
 
 
 def _num_sequences(body: dict[str, Any], limit: int) -> int:
@@ -192,7 +192,7 @@ def _answer_tokens(body: dict[str, Any], path: str, spec: AccessSpec) -> tuple[i
             if value is None:
                 continue
             if spec.max_tokens is not None and value > spec.max_tokens:
-                raise _bad(f"{field} may be at most {spec.max_tokens}.", "max_tokens_too_large")
+                raise _bad(f"{field} may be at most {spec.max_tokens}.", "max_tokens_too_large", field)
             asked.append(value)
     if asked:
         return max(asked), None
@@ -216,9 +216,10 @@ def _whole(body: dict[str, Any], field: str, least: int) -> int | None:
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise _bad(f"{field} must be a whole number of at least {least}, got {repr(value)[:50]}.", "invalid_value")
+        said = f"{field} must be a whole number of at least {least}, got {repr(value)[:50]}."
+        raise _bad(said, "invalid_value", field)
     return value
 
 
-def _bad(message: str, code: str) -> Refused:
-    return Refused(400, message, code=code)
+def _bad(message: str, code: str, param: str | None = None) -> Refused:
+    return Refused(400, message, code=code, param=param)

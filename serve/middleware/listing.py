@@ -44,7 +44,7 @@ class Listing:
         found = {"object": "list", "data": cards} if not name else next((c for c in cards if c["id"] == name), None)
         if found is None:
             names = [entry.name for entry in catalogue.entries] if catalogue else []
-            await refuse(send, 404, _lacks(name, names), "not_found_error", "model_not_found")
+            await refuse(send, 404, _lacks(name, names), "not_found_error", "model_not_found", param="model")
         else:
             await answer(send, 200, msgspec.json.encode(found), [("content-type", "application/json")])
 
@@ -57,7 +57,7 @@ def _naming(send: Send, asked: str, names: list[str]) -> Send:
         nonlocal is_refused
         if message["type"] == "http.response.start" and message["status"] == 404:
             is_refused = True
-            await refuse(send, 404, _lacks(asked, names), "not_found_error", "model_not_found")
+            await refuse(send, 404, _lacks(asked, names), "not_found_error", "model_not_found", param="model")
         elif not is_refused:
             await send(message)
 

@@ -10,7 +10,7 @@ from small_service import CHAT
 
 from conf.errors import UserError
 from conf.schema.access import AccessSpec
-from serve.middleware.answer import Refused
+from serve.middleware.answer import Refused, refuse_with
 from serve.middleware.body import admit
 
 SPEC = AccessSpec(max_tokens=1000, max_json_depth=8, max_sequences=100)
@@ -104,6 +104,25 @@ def test_a_limit_holds_wherever_it_is_asked_for(field: str, is_nested: bool):
     for value in (-1, True, "5", 1.0, [1]):
         assert refusal(body(value)) == "invalid_value"
     assert admit(msgspec.json.encode(body(1000)), CHAT, SPEC, 0).tokens >= 1000
+
+
+@pytest.mark.parametrize(
+    "body", [{"max_tokens": -5}, {"n": 0}, {"model": 7}, {"model": ".."}, {"max_output_tokens": 1001}]
+)
+def test_a_refusal_names_the_field_as_openai_does(body: dict):
+    with pytest.raises(Refused) as caught:
+        admit(msgspec.json.encode(body), CHAT, SPEC, 0)
+    assert caught.value.param == next(iter(body))
+
+
+async def test_the_field_stands_in_the_answer():
+    said: list[Any] = []
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    await refuse_with(send, Refused(400, "No.", code="invalid_value", param="n"))
+    assert msgspec.json.decode(said[1]["body"])["error"]["param"] == "n"
 
 
 @pytest.mark.parametrize(
