@@ -164,8 +164,16 @@ def _sum(good: pa.Table, name: str) -> int:
 
 
 def _sample(good: pa.Table) -> list[dict[str, Any]]:
-    said = [name for name in good.column_names if name in {PREFIX + n for n in ("output", "label", "score")}]
-    return good.slice(0, SHOWN_ROWS).select([*c.input_columns(good), c.SOURCE, c.POSITION, *said]).to_pylist()
+    said = [
+        name for name in good.column_names if name in {PREFIX + n for n in ("output", "label", "score", "embedding")}
+    ]
+    rows = good.slice(0, SHOWN_ROWS).select([*c.input_columns(good), c.SOURCE, c.POSITION, *said]).to_pylist()
+    vector = PREFIX + "embedding"
+    return [{**row, vector: _beginning(row[vector])} if row.get(vector) is not None else row for row in rows]
+
+
+def _beginning(vector: list[float]) -> str:
+    return f"{len(vector)} numbers: {', '.join(f'{number:.4f}' for number in vector[:4])}, ..."
 
 
 def _answers(good: pa.Table, prefix: str) -> pa.Table:

@@ -297,3 +297,11 @@ def test_a_line_separator_in_an_answer_stays_in_its_line(tmp_path: Path) -> None
     put(table(good("1", "a\nb\u2028c\r")), sink(tmp_path, OutputFormat.jsonl))
     (line,) = (tmp_path / files(tmp_path)[0]).read_bytes().rstrip(b"\n").split(b"\n")
     assert json.loads(line)["output"] == "a\nb\u2028c\r"
+
+
+def test_of_a_vector_its_beginning_is_shown(tmp_path: Path) -> None:
+    rows = table(good("1", x="a"), good("2", x="b"))
+    vectors = pa.array([[0.5, -0.25, 1.0, 2.0, 3.0], None], pa.list_(pa.float32()))
+    got = put(rows.append_column(PREFIX + "embedding", vectors), sink(tmp_path))
+    shown = [row[PREFIX + "embedding"] for row in got["sample"]]
+    assert shown == ["5 numbers: 0.5000, -0.2500, 1.0000, 2.0000, ...", None]
