@@ -59,7 +59,7 @@ class Inspection:
         t, job = self.totals, self.spec.job
         lines = [f"manta inspect: {self.path}", ""]
         lines.append(f"  job          task={job['task']} model={job['model']['path']} data={job['data']['input']}")
-        lines.append(f"  done         {t.rows:>9,}   rows in {self.units:,} units of {self.spec.unit_rows:,}")
+        lines.append(f"  done         {t.rows:>9,}   rows; in units of {self.spec.unit_rows:,} at most: {self.units:,}")
         lines.append(f"  answers      {t.answers:>9,}   {t.prompt_tokens:,} tokens in, {t.completion_tokens:,} out")
         lines.append(f"  failed       {t.failed:>9,}")
         for error, (rows, message) in sorted(t.errors.items(), key=lambda item: -item[1][0]):
@@ -67,7 +67,8 @@ class Inspection:
         if t.shared:
             lines.append(f"  shared       {t.shared:>9,}   rows, {t.saved_tokens:,} tokens saved")
         if self.open_units:
-            lines.append(f"  begun        {self.open_units:>9,}   units; {self.waiting:,} answers wait in the log")
+            said = f"of the units that are not done; {self.waiting:,} answers wait in the log"
+            lines.append(f"  begun        {self.open_units:>9,}   {said}")
         if self.holder is not None:
             lines.append(f"  running                  process {self.holder.pid} on {self.holder.host}")
         if self.report is not None:
