@@ -125,9 +125,9 @@ def _serve(plan: ServicePlan, scratch: Path, terminal: TextIO, post: Post, build
             try:
                 if is_ready := service.start():
                     say(_greeting(plan, time.monotonic() - began))
-                    for warning in dict.fromkeys(each for part in plan.parts for each in unreached(part.job.cache)):
-                        say(warning)
                     post.tell(Phase.ready)
+                    # in a thread: what does not answer may take its time
+                    threading.Thread(target=_say_unreached, args=(plan, say), daemon=True).start()
                     with running_batches(lambda: service.plan, connection.address):
                         _watch(service, interrupted, post, say)
                     post.tell(Phase.draining)
@@ -139,6 +139,11 @@ def _serve(plan: ServicePlan, scratch: Path, terminal: TextIO, post: Post, build
             return is_ready
         finally:
             keep_logs(connection.logs, plan.logs)
+
+
+def _say_unreached(plan: ServicePlan, say: Callable[[str], None]) -> None:
+    for warning in dict.fromkeys(each for part in plan.parts for each in unreached(part.job.cache)):
+        say(warning)
 
 
 def _watch(service: Ensemble, interrupted: threading.Event, post: Post, say: Callable[[str], None]) -> None:

@@ -66,7 +66,8 @@ class AutoscaleSpec:
     surge_fraction: float = 1.0
     """Replicas that start at the same time, as a share of those that run; 4 may always."""
     scale_to_zero_s: float = 300.0
-    """Where min_replicas is 0: seconds without a request after which all leave, whatever ``scale_down_window_s`` is."""
+    """Where min_replicas is 0: seconds without a request after which all leave, those before the last one after
+    ``scale_down_window_s`` where the policy still expects requests. ``requests`` has ``downscale_delay_s`` for it."""
     stale_after_s: float = 30.0
     """Metrics older than this move nothing; the size that is there is held."""
     forecast_bin_s: float = 10.0

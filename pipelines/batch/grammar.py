@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cluster.child import manta_environment
 from conf.errors import UserError
 from conf.schema.sampling import SamplingSpec
 from serve.engine.errors import RequestRejected
-from serve.engine.vllm.grammar import compile_grammar
+from serve.engine.vllm.compiler import REFUSED
+from serve.engine.vllm.grammar import grammar_fields
+
+COMPILE_S = 20.0
+"""What takes longer to compile is left to the engine."""
 
 
 def read_json_schema(sampling: SamplingSpec) -> SamplingSpec:
@@ -42,21 +49,39 @@ def read_json_schema(sampling: SamplingSpec) -> SamplingSpec:
 
 
 def check_grammar(sampling: SamplingSpec, arguments: Mapping[str, Any]) -> None:
-    """Compiles the grammar as vLLM will: one that it refuses would fail every row, after the engine's start.
+    """Compiles the grammar as the engine will: what the compiler refuses fails every row, after the engine's start.
+
+    vLLM refuses some more by itself, such as ``uniqueItems``: its own list of what xgrammar lets pass unkept.
 
     Args:
         sampling: the job's, its schema read.
         arguments: engine.vllm.
 
     Raises:
-        UserError: when xgrammar, Manta's default compiler, cannot read it. Of other compilers nothing is known.
+        UserError: when xgrammar, Manta's compiler, cannot read it. Of other compilers nothing is known, and vLLM's own
+            default tries another one.
     """
     own = arguments.get("structured_outputs_config")
-    if own is not None and (not isinstance(own, Mapping) or own.get("backend", "xgrammar") != "xgrammar"):
+    if own is not None and (not isinstance(own, Mapping) or own.get("backend", "auto") != "xgrammar"):
         return
     try:
-        compile_grammar(sampling)
+        fields = grammar_fields(sampling)
+        reason = _refusal(fields) if fields.keys() & {"json", "regex"} else None
     except RequestRejected as error:
+        reason = error.message
+    if reason is not None:
         key = "json_schema" if sampling.json_schema is not None else "regex"
         value = (getattr(sampling, key) or "")[:80]
-        raise UserError(f"sampling.{key}={value}: no grammar can be made of it: {error.message}") from error
+        raise UserError(f"sampling.{key}={value}: no grammar can be made of it: {reason}")
+
+
+def _refusal(fields: Mapping[str, Any]) -> str | None:
+    """Why no grammar can be made; null where one can, or nothing can be said, as without vLLM on this machine."""
+    command, given = [sys.executable, "-m", "serve.engine.vllm.compiler"], json.dumps(fields).encode()
+    try:
+        done = subprocess.run(
+            command, input=given, capture_output=True, timeout=COMPILE_S, env=manta_environment(), check=False
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    return done.stdout.decode("utf-8", "replace").strip() if done.returncode == REFUSED else None

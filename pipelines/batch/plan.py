@@ -20,7 +20,7 @@ from pipelines.batch import columns as c
 from pipelines.batch.answers import answer_names
 from pipelines.batch.grammar import check_grammar, read_json_schema
 from pipelines.batch.identify import Identity
-from pipelines.batch.prompter import check_messages, check_urls
+from pipelines.batch.prompter import check_urls
 from pipelines.batch.source import Source, open_source
 from pipelines.batch.template import MessageBuilder, prompt_source
 from pipelines.ledger.folder import Folder
@@ -122,7 +122,6 @@ def make_plan(job: BatchJob, now: float | None = None) -> Plan:
     else:
         _check_columns(job, columns, names)
         MessageBuilder(job.data, columns)  # finds the templates' mistakes; readers build their own
-        check_messages(source, job.data)
     if job.engine.kind is EngineKind.vllm and job.task is Task.generate:
         check_grammar(job.sampling, job.engine.vllm)
     fingerprint = fingerprint_model(job.model)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Protocol
+
+import pyarrow as pa
 
 from conf.errors import UserError
 from conf.schema.data import DataFormat, DataSpec
 from conf.schema.model import ModelSpec
 from conf.schema.sampling import SamplingSpec
 from conf.schema.task import Task
+from pipelines.batch import columns as c
 from pipelines.batch.openai_request import TASKS, parse_request
 from pipelines.batch.read import read_split
 from pipelines.batch.source import Source
@@ -18,8 +23,8 @@ from pipelines.batch.template import MessageBuilder, read_messages
 from serve.engine.errors import RequestRejected
 from serve.engine.prompt import PromptRenderer, load_renderer
 
-LOOKED_AT = 100
-"""First rows of which one must hold messages."""
+LOOKED_AT, MOST_ROWS = 100, 10_000
+"""First values of which one must hold messages, and rows among which they are looked for."""
 MAX_LIMIT = 1 << 31
 """Tokens of an answer: below what engines count with."""
 
@@ -175,27 +180,42 @@ def check_urls(source: Source, task: Task) -> None:
 
 
 def check_messages(source: Source, data: DataSpec) -> None:
-    """Checks that some of the first rows hold messages, where a column is said to.
+    """Checks that a column which is said to hold messages holds some: of other columns every row would fail.
 
     Raises:
-        UserError: when none of `LOOKED_AT` rows does.
+        UserError: when of the first values, `LOOKED_AT` or all, none is messages. Nulls, and what cannot be read, say
+            nothing.
     """
-    if data.messages is None or not source.splits:
+    if data.messages is None:
         return
-    for table in read_split(source.splits[0], source.schema, source.json_columns, None):
-        reason = None
-        for value in table.column(data.messages).slice(0, LOOKED_AT).to_pylist():
-            try:
-                read_messages(value)
-            except RequestRejected as error:
-                reason = reason or (value, error.message)
-            else:
-                return
-        if reason is not None:
-            value, message = reason
-            shown = repr(value if len(str(value)) <= 60 else f"{str(value)[:60]}...")
-            raise UserError(
-                f"data.messages names the column '{data.messages}', of whose first values none holds messages:"
-                f" {message} ({shown}); a column of texts goes with data.prompt='{{{{ {data.messages} }}}}'"
-            )
-        return
+    values = islice(_values(source, data.messages), LOOKED_AT)
+    reason = None
+    for value in values:
+        try:
+            read_messages(value)
+        except RequestRejected as error:
+            reason = reason or (value, error.message)
+        else:
+            return
+    if reason is not None:
+        value, message = reason
+        shown = repr(value if len(str(value)) <= 60 else f"{str(value)[:60]}...")
+        raise UserError(
+            f"data.messages names the column '{data.messages}', of whose first values none holds messages: {message}"
+            f" ({shown}); a column of texts goes with data.prompt='{{{{ {data.messages} }}}}'"
+        )
+
+
+def _values(source: Source, column: str) -> Iterator[Any]:
+    """A column's values of the rows that can be read, without nulls."""
+    num_rows = 0
+    for split in source.splits:
+        try:
+            for table in read_split(split, source.schema, source.json_columns, None):
+                values, errors = table.column(column).to_pylist(), table.column(c.ERROR).to_pylist()
+                yield from (v for v, e in zip(values, errors, strict=True) if v is not None and e is None)
+                num_rows += len(table)
+                if num_rows >= MOST_ROWS:
+                    return
+        except (OSError, pa.ArrowException):  # whoever reads it for the job says so
+            return

@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from conf.errors import UserError
+from conf.schema.data import DataFormat
 from conf.schema.output import OnChange, OutputFormat
 from pipelines.batch.plan import Plan
+from pipelines.batch.prompter import check_messages
 from pipelines.batch.record import plain
 from pipelines.batch.source import Source, Split, pack
 from pipelines.batch.unit import Unit
-from pipelines.ledger.folder import Folder
+from pipelines.ledger.folder import JOINED, Folder
 from pipelines.ledger.mark import Mark, read_marks
 from pipelines.ledger.spec import JobSpec, read_spec
 
@@ -69,15 +71,42 @@ def open_output(plan: Plan) -> Work:
     """
     folder = plan.output
     try:
-        written = folder.written()
+        written, former = folder.written(), _former(plan, folder)
+        was_joined = former is not None and former.decides.get("output.format") == OutputFormat.openai_batch.value
+        _check_strangers(plan, folder, former is not None and was_joined == _joins(plan))
         if plan.job.output.overwrite:
-            _delete(folder, written, plan.source)
+            _delete(folder, [*written, *(JOINED if was_joined else ())], plan.whole)
             written = {}
         return _continue(plan, folder, written)
     except UserError:
         raise
     except (OSError, ValueError) as error:
         raise UserError(f"output.path={folder.root.path}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _former(plan: Plan, folder: Folder) -> JobSpec | None:
+    try:
+        return read_spec(folder)
+    except ValueError:
+        if plan.job.output.overwrite:  # whatever it was, it is to go
+            return None
+        raise
+
+
+def _joins(plan: Plan) -> bool:
+    return plan.format is OutputFormat.openai_batch
+
+
+def _check_strangers(plan: Plan, folder: Folder, is_ours: bool) -> None:
+    """Args: the job, its output, and whether a former job wrote there in the same form."""
+    read = {split.location.path for split in plan.whole.splits}
+    if _joins(plan) and (own := [name for name in JOINED if folder.root.join(name).path in read]):
+        raise UserError(f"output.path={folder.root.path}: its {own[0]} is the input; choose another folder")
+    if not is_ours and (strangers := folder.strangers(_joins(plan))):
+        raise UserError(
+            f"output.path={folder.root.path}: it holds {strangers[0]}, which no job of Manta wrote and answers would"
+            f" {'replace' if _joins(plan) else 'be read together with'}; choose another folder"
+        )
 
 
 def _continue(plan: Plan, folder: Folder, written: dict[str, int]) -> Work:
@@ -88,12 +117,8 @@ def _continue(plan: Plan, folder: Folder, written: dict[str, int]) -> Work:
             f"output.path={folder.root.path}: it holds part files, but no job of Manta's to go on with; choose another,"
             " or output.overwrite=true"
         )
-    is_joined = plan.format is OutputFormat.openai_batch
-    if former is None and not plan.job.output.overwrite and (strangers := folder.strangers(is_joined)):
-        raise UserError(
-            f"output.path={folder.root.path}: it holds {strangers[0]}, which no job of Manta wrote and answers would"
-            f" {'replace' if is_joined else 'be read together with'}; choose another folder"
-        )
+    if former is None and plan.job.data.format is not DataFormat.openai_batch:
+        check_messages(plan.source, plan.job.data)
     spec = JobSpec(
         decides=plan.decides,
         unit_rows=former.unit_rows if former else _unit_rows(plan),

@@ -112,15 +112,17 @@ class Folder:
         return found
 
     def strangers(self, is_joined: bool) -> list[str]:
-        """Lists files that no job wrote and that answers would replace, or be read together with.
+        """Lists what no job wrote and answers would replace, or be read together with.
 
         Args:
             is_joined: whether answers are joined in `JOINED`, which readers then name.
         """
-        names = sorted(entry.base_name for entry in self.root.list() if entry.type == pafs.FileType.File)
+        names = sorted(entry.base_name for entry in self.root.list())
         if is_joined:
             return [name for name in names if name in JOINED]
-        return [name for name in names if name.endswith(f".{self.suffix}") and not _OURS.fullmatch(name)]
+        # readers of a folder leave names out that begin so; some engines write a table as a folder with a file's name
+        shown = [name for name in names if not name.startswith(("_", "."))]
+        return [name for name in shown if name.endswith(f".{self.suffix}") and not _OURS.fullmatch(name)]
 
     def name(self, place: Location) -> str:
         """Returns a location's path below the folder, as `written` has it."""

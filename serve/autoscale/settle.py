@@ -84,7 +84,9 @@ def _size(spec: AutoscaleSpec, seen: Observation, wish: float, calm: Calm) -> tu
         if not is_urgent and now - calm.left_s < spec.hold_s:
             return target, "held: replicas left a moment ago"
         return max(target, _surge(spec, seen, most)), f"{wish:.1f} replicas are needed"
-    if spec.min_replicas == 0 and not seen.requests and now - calm.asked_s >= spec.scale_to_zero_s:
+    is_idle = spec.min_replicas == 0 and not seen.requests and now - calm.asked_s >= spec.scale_to_zero_s
+    # the window is for a load that may come back: where there was none, and the policy expects none, it holds nothing
+    if is_idle and wish < tolerance and now - calm.since_s >= spec.short_window_s:
         return 0, f"no request for {now - calm.asked_s:.0f} s"
     if now - calm.since_s < spec.scale_down_window_s:
         return target, "held: not long enough seen"
@@ -93,6 +95,8 @@ def _size(spec: AutoscaleSpec, seen: Observation, wish: float, calm: Calm) -> tu
     least = max(1, math.ceil(largest))
     if least < target and largest < target * (1 - tolerance):
         return least, f"{largest:.1f} replicas were enough for {spec.scale_down_window_s:.0f} s"
+    if is_idle and target == 1:
+        return 0, f"no request for {now - calm.asked_s:.0f} s"
     return target, "enough"
 
 

@@ -28,7 +28,7 @@ from serve.middleware.header import media_type
 
 MAX_FILENAME = 255
 _PURPOSES = ("batch",)
-_MAX_PAGE = 100
+_MAX_PAGE, _MAX_FILES = 100, 10_000
 
 
 class BatchApi:
@@ -150,8 +150,9 @@ class BatchApi:
     async def _page(self, request: Request, kind: Kind) -> Response:
         query = request.query_params
         limit = query.get("limit", "20")
-        if not limit.isdecimal() or not 1 <= int(limit[:6]) <= (10_000 if kind is Kind.file else _MAX_PAGE):
-            raise Refused(400, "limit must be a whole number from 1 to 100.", code="invalid_value")
+        most = _MAX_FILES if kind is Kind.file else _MAX_PAGE
+        if not limit.isdecimal() or len(limit) > 5 or not 1 <= int(limit) <= most:
+            raise Refused(400, f"limit must be a whole number from 1 to {most}.", code="invalid_value", param="limit")
         order = query.get("order", "desc")
         if order not in ("asc", "desc"):
             raise Refused(400, "order must be asc or desc.", code="invalid_value")
@@ -192,7 +193,7 @@ def _bounded(receive: Receive, max_bytes: int) -> Receive:
 
 
 async def _refused(_: Request, refused: Any) -> Response:
-    body = error_body(refused.message, refused.kind, refused.code)
+    body = error_body(refused.message, refused.kind, refused.code, refused.param)
     headers = {"content-type": "application/json", **dict(refused.headers)}
     return Response(body, refused.status, headers)
 

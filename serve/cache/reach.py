@@ -18,9 +18,10 @@ def unreached(spec: CacheSpec) -> Iterator[str]:
     if spec.kind is CacheKind.redis and (why := _redis_fault(os.environ.get("MANTA_REDIS_URL") or spec.url)):
         yield f"cache=redis: Redis does not answer here ({why}); where replicas do not reach it either, nothing is kept"
     if spec.semantic.enabled and (why := _endpoint_fault(spec.semantic.url)):
+        parts = urlsplit(spec.semantic.url)  # its query may hold a key
         yield (
-            f"cache.semantic.url={spec.semantic.url} does not answer here ({why}); where replicas do not reach it"
-            " either, similar requests are not found"
+            f"cache.semantic.url={parts.scheme}://{parts.netloc} does not answer here ({why}); where replicas do not"
+            " reach it either, similar requests are not found"
         )
 
 

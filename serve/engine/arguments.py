@@ -31,16 +31,22 @@ def _fields(name: str, *path: str) -> frozenset[str]:
     return frozenset()
 
 
+OWN_ENGINE_ARGUMENTS = {"worker_extension_cls": "it adds calls to workers, which nothing here makes"}
+"""What Manta sets itself, and why nobody else needs to."""
+
+
 def check_engine_arguments(arguments: dict[str, object]) -> None:
     """Checks the names under `engine.vllm`.
 
     Raises:
-        UserError: for a name that vLLM does not have.
+        UserError: for a name that vLLM does not have, or that is Manta's.
     """
     if not arguments:
         return
     known = engine_argument_names()
     for name in arguments:
+        if name in OWN_ENGINE_ARGUMENTS:
+            raise UserError(f"engine.vllm.{name} is Manta's own: {OWN_ENGINE_ARGUMENTS[name]}")
         if known and name not in known:
             raise UserError(f"engine.vllm.{name} is no engine argument of the installed vLLM{nearest(name, known)}")
 

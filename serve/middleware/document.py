@@ -5,6 +5,7 @@ Source of files and batches: OpenAI's reference of its API, as far as `serve.bat
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any
 
 from starlette.applications import Starlette
@@ -35,10 +36,17 @@ def complete_document(app: Starlette, has_batches: bool) -> None:
     app.openapi = complete  # type: ignore[attr-defined]
 
 
-def _operation(summary: str, *statuses: int, answer: str = JSON, **more: Any) -> dict[str, Any]:
-    content = {answer: {"schema": {} if answer == JSON else _TEXT}}
-    responses = {str(status): {"description": "", "content": content} for status in statuses}
-    return {"summary": summary, "responses": responses, **more}
+def _operation(
+    name: str, summary: str, *statuses: int, answer: str | None = JSON, has_key: bool = True, **more: Any
+) -> dict[str, Any]:
+    """Args: the operation's id; a sentence; what it answers with; the type of a 200; whether it wants an API key."""
+    given: dict[str, Any] = {} if answer is None else {"content": {answer: {"schema": {} if answer == JSON else _TEXT}}}
+    refused = {"content": {JSON: {"schema": {"type": "object", "required": ["error"]}}}}
+    responses = {
+        str(status): {"description": HTTPStatus(status).phrase, **(given if status == 200 else refused)}
+        for status in (*statuses, *((401, 429) if has_key else ()))
+    }
+    return {"operationId": name, "summary": summary, "responses": responses, **more}
 
 
 def _asked(name: str, schema: dict[str, Any]) -> dict[str, Any]:
@@ -56,14 +64,15 @@ def _body(kind: str, required: list[str], **properties: Any) -> dict[str, Any]:
 
 
 _VITAL = {
-    "/health": {"get": _operation("Whether the process lives", 200)},
-    "/ready": {"get": _operation("Whether a request would succeed now", 200, 503)},
-    "/metrics": {"get": _operation("Counters for Prometheus", 200, answer="text/plain")},
+    "/health": {"get": _operation("health", "Whether the process lives", 200, answer=None, has_key=False)},
+    "/ready": {"get": _operation("ready", "Whether the engines answer", 200, 503, answer=None, has_key=False)},
+    "/metrics": {"get": _operation("metrics", "Counters for Prometheus", 200, answer="text/plain")},
 }
 _KEPT = {
     FILES: {
-        "get": _operation("Your files", 200, 400, parameters=[*_page(10_000), _asked("purpose", _TEXT)]),
+        "get": _operation("list_files", "Your files", 200, 400, parameters=[*_page(10_000), _asked("purpose", _TEXT)]),
         "post": _operation(
+            "create_file",
             "Keeps a file of requests, a JSON object a line",
             *(200, 400, 408, 413, 415),
             requestBody=_body(
@@ -72,17 +81,20 @@ _KEPT = {
         ),
     },
     f"{FILES}/{{id}}": {
-        "get": _operation("A file's record", 200, 404, parameters=[_ID]),
-        "delete": _operation("Deletes a file", 200, 404, parameters=[_ID]),
+        "get": _operation("retrieve_file", "A file's record", 200, 404, parameters=[_ID]),
+        "delete": _operation("delete_file", "Deletes a file", 200, 404, parameters=[_ID]),
     },
     f"{FILES}/{{id}}/content": {
-        "get": _operation("What is in a file", 200, 404, answer="application/octet-stream", parameters=[_ID])
+        "get": _operation(
+            "download_file", "What is in a file", 200, 404, answer="application/octet-stream", parameters=[_ID]
+        )
     },
     BATCHES: {
-        "get": _operation("Your batches", 200, 400, parameters=_page(100)),
+        "get": _operation("list_batches", "Your batches", 200, 400, parameters=_page(100)),
         "post": _operation(
+            "create_batch",
             "Answers a file's requests when there is room",
-            *(200, 400, 429),
+            *(200, 400, 413),
             requestBody=_body(
                 JSON,
                 ["input_file_id", "endpoint", "completion_window"],
@@ -93,6 +105,8 @@ _KEPT = {
             ),
         ),
     },
-    f"{BATCHES}/{{id}}": {"get": _operation("A batch, and how far it is", 200, 404, parameters=[_ID])},
-    f"{BATCHES}/{{id}}/cancel": {"post": _operation("Ends a batch early", 200, 404, parameters=[_ID])},
+    f"{BATCHES}/{{id}}": {
+        "get": _operation("retrieve_batch", "A batch, and how far it is", 200, 404, parameters=[_ID])
+    },
+    f"{BATCHES}/{{id}}/cancel": {"post": _operation("cancel_batch", "Ends a batch early", 200, 404, parameters=[_ID])},
 }

@@ -39,8 +39,8 @@ async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     name = HTTPStatus(error.status_code).phrase
     kind, said = "invalid_request_error", f"{name}."
-    if error.status_code == 404:  # other paths do not come so far: another model may answer there
-        kind, said = "not_found_error", "This model does not answer at this path: it is served for another task."
+    if error.status_code == 404:  # a path that no service has does not come so far
+        kind, said = "not_found_error", "The model does not answer at this path: it may be served for another task."
     body = error_body(said, kind, name.lower().replace(" ", "_"))
     return Response(body, error.status_code, error.headers, "application/json")
 

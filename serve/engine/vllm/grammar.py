@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 from conf.schema.sampling import SamplingSpec
@@ -11,9 +10,6 @@ from serve.engine.errors import RequestRejected
 
 MAX_NESTING = 64
 """Objects and arrays within each other in a JSON schema. Source: vllm/sampling_params.py (0.32; 0.26 has no limit)."""
-
-_PLACE_IN_SOURCE = re.compile(r"\[\d\d:\d\d:\d\d\] \S+\.cc:\d+: ")
-"""What xgrammar puts before its messages: the time, and a line of its C++."""
 
 
 def has_grammar(spec: SamplingSpec) -> bool:
@@ -49,33 +45,6 @@ def grammar_fields(spec: SamplingSpec) -> dict[str, Any]:
             raise RequestRejected("bad_grammar", "the regular expression has a NUL character")
         return {"regex": spec.regex}
     return {"choice": list(spec.choice)} if spec.choice else {}
-
-
-def compile_grammar(spec: SamplingSpec) -> None:
-    """Compiles a regular expression or a JSON schema with xgrammar, which takes 3 s for its import.
-
-    Raises:
-        RequestRejected: when there is none in it.
-    """
-    fields = grammar_fields(spec)
-    if not fields.keys() & {"json", "regex"}:
-        return
-    try:
-        import xgrammar
-    except ImportError:  # comes with vLLM, which a machine that only starts jobs may lack
-        return
-    try:
-        if "json" in fields:
-            xgrammar.Grammar.from_json_schema(fields["json"], any_whitespace=False)
-        else:
-            xgrammar.Grammar.from_regex(fields["regex"])
-    except Exception as error:  # C++, which raises what it likes
-        raise RequestRejected("bad_grammar", compiler_message(error)) from error
-
-
-def compiler_message(error: BaseException) -> str:
-    """Returns an error's text in one line, without the place in xgrammar's source."""
-    return _PLACE_IN_SOURCE.sub("", " ".join(str(error).split()) or type(error).__name__)
 
 
 def check_schema(text: str) -> None:

@@ -19,7 +19,8 @@ from serve.engine.protocol import (
     Sample,
     TokenLogprob,
 )
-from serve.engine.vllm.grammar import compiler_message, has_grammar
+from serve.engine.vllm.compiler import compiler_message
+from serve.engine.vllm.grammar import has_grammar
 
 
 def outcome(task: Task, request: Request, output: Any) -> Outcome:

@@ -8,6 +8,7 @@ asks for the registers that its kernels take, see `tiles`.
 from __future__ import annotations
 
 import multiprocessing
+import os
 
 from serve.engine.vllm.lineage import end_with_parent
 from serve.engine.vllm.tiles import ask
@@ -17,6 +18,9 @@ class Worker:
     """What vLLM adds to its workers: nothing; its module is what is wanted."""
 
 
-if multiprocessing.parent_process() is not None:  # else the engine computes in the replica's own process
+_parent = multiprocessing.parent_process()
+if _parent is not None:  # else the engine computes in the replica's own process
     end_with_parent()
+    if not _parent.is_alive():  # it ended before the kernel was told
+        os._exit(1)
 ask()

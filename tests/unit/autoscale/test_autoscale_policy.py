@@ -14,6 +14,7 @@ from conf.errors import UserError
 from conf.schema.autoscale import AutoscalePolicy, AutoscaleSpec
 from serve.autoscale.forecast import CREEP_PER_S
 from serve.autoscale.policy import begin, decide
+from serve.autoscale.settle import Calm, settle
 
 calm = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 """The machine's other work is no fault of a policy."""
@@ -127,6 +128,18 @@ def test_an_idle_service_sleeps_as_soon_as_it_was_told_to(policy):
     assert sizes[6] == 0, "60 s after it was first seen idle"
     asked = follow(spec, [fleet(3, waiting_requests=1)] * 10)
     assert min(asked) >= 1
+    at_once, _ = decide(AutoscaleSpec(policy=policy, min_replicas=0, scale_to_zero_s=0), fleet(3), begin(spec))
+    assert at_once.target == 3, "nothing was seen yet"
+
+
+def test_what_is_expected_keeps_replicas_awake():
+    """Bursts that come again: the forecast holds what they need, however long the gap is."""
+    spec = AutoscaleSpec(min_replicas=0, scale_to_zero_s=60)
+    calm, now = Calm(), 0.0
+    while now < 170:
+        decision, calm = settle(spec, replace(fleet(3), now_s=now), 3.0, calm)
+        assert decision.target == 3
+        now += 10
 
 
 @pytest.mark.parametrize("policy", OURS)

@@ -10,6 +10,7 @@ import pytest
 
 from conf.errors import UserError
 from conf.schema.sampling import SamplingSpec
+from pipelines.batch import grammar
 from pipelines.batch.grammar import check_grammar, read_json_schema
 
 SCHEMA = {"type": "object", "properties": {"ü": {"type": "string"}}, "additionalProperties": False}
@@ -99,10 +100,19 @@ def test_a_grammar_that_would_fail_every_row_is_refused(sampling: dict[str, Any]
         check_grammar(SamplingSpec(**sampling), {})
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
-    # of another compiler nothing is known
-    check_grammar(SamplingSpec(**sampling), {"structured_outputs_config": {"backend": "guidance"}})
 
 
 @pytest.mark.parametrize("sampling", [{}, {"regex": "[a-c]{1,3}"}, {"json_schema": "{}"}, {"choice": ["a"]}])
 def test_a_grammar_that_compiles_is_none_of_the_users_mistakes(sampling: dict[str, Any]) -> None:
     check_grammar(SamplingSpec(**sampling), {"structured_outputs_config": {"disable_any_whitespace": True}})
+
+
+@pytest.mark.parametrize("own", [{"backend": "guidance"}, {"disable_any_whitespace": False}, {}, "guidance"])
+def test_of_another_compiler_nothing_is_known(own: Any) -> None:
+    """vLLM's own default is auto, which tries a second compiler for what the first one refuses."""
+    check_grammar(SamplingSpec(regex="(?i)abc"), {"structured_outputs_config": own})
+
+
+def test_what_takes_too_long_to_compile_is_left_to_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar, "COMPILE_S", 0.01)
+    check_grammar(SamplingSpec(regex="(ab"), {})

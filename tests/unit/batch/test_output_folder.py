@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from plans import small_plan
 from conf.errors import UserError
 from conf.schema.data import DataFormat
 from conf.schema.engine import EngineKind
+from conf.schema.output import OnChange
 from pipelines.batch.identify import request_salt
 from pipelines.batch.plan import Plan
 from pipelines.batch.resume import open_output
@@ -49,25 +51,121 @@ def files(out: Path) -> set[str]:
     return {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
 
 
-def test_files_that_answers_would_be_read_with_are_refused(plan: Callable[..., Plan], tmp_path: Path) -> None:
-    fill(tmp_path / "out", ["older.parquet", "more.parquet", "notes.txt", "sub/x.parquet"])
-    message = refused(plan())
+@pytest.mark.parametrize("is_over", [False, True])
+def test_files_that_answers_would_be_read_with_are_refused(
+    plan: Callable[..., Plan], tmp_path: Path, is_over: bool
+) -> None:
+    fill(tmp_path / "out", ["older.parquet", "more.parquet/part-0", "notes.txt", "sub/x.parquet"])
+    message = refused(plan(output={"overwrite": is_over}))
     assert "it holds more.parquet, which no job of Manta wrote" in message
     assert not (tmp_path / "out" / "_manta").exists()
 
 
 def test_files_of_another_kind_stay_beside_the_answers(plan: Callable[..., Plan], tmp_path: Path) -> None:
-    fill(tmp_path / "out", [*OTHERS, "input.jsonl"])
+    others = {*OTHERS, "input.jsonl", "_metadata.parquet", ".hidden.parquet"}
+    fill(tmp_path / "out", sorted(others))
     open_output(plan())
-    assert files(tmp_path / "out") >= {*OTHERS, "input.jsonl"}
+    assert files(tmp_path / "out") >= others
 
 
-def test_joined_answers_replace_no_file_of_the_users(plan: Callable[..., Plan], tmp_path: Path) -> None:
-    (tmp_path / "in.jsonl").write_text('{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {}}\n')
-    asked = {"data": {"prompt": None, "format": DataFormat.openai_batch}}
+def test_what_lies_beside_a_job_s_answers_later_does_not_keep_it_from_going_on(
+    plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    open_output(plan())
+    fill(tmp_path / "out", ["mine.parquet"])
+    open_output(plan())
+    open_output(plan(output={"on_change": OnChange.recompute}, sampling={"max_tokens": 3}))
+
+
+REQUEST = '{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "a"}}\n'
+REQUESTS: dict[str, Any] = {"prompt": None, "format": DataFormat.openai_batch}
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_joined_answers_replace_no_file_of_the_users(plan: Callable[..., Plan], tmp_path: Path, is_over: bool) -> None:
+    (tmp_path / "in.jsonl").write_text(REQUEST)
+    fill(tmp_path / "out", ["errors.jsonl"])
+    assert "it holds errors.jsonl" in refused(plan(data=REQUESTS, output={"overwrite": is_over}))
+    assert (tmp_path / "out" / "errors.jsonl").read_text() == "x"
+
+
+def test_nor_after_a_job_that_joined_none(plan: Callable[..., Plan], tmp_path: Path) -> None:
+    open_output(plan())
     fill(tmp_path / "out", ["output.jsonl"])
-    assert "it holds output.jsonl" in refused(plan(**asked))
-    assert (tmp_path / "out" / "output.jsonl").read_text() == "x"
+    (tmp_path / "in.jsonl").write_text(REQUEST)
+    assert "it holds output.jsonl" in refused(plan(data=REQUESTS, output={"on_change": OnChange.recompute}))
+
+
+def test_a_job_s_own_joined_answers_go_when_it_is_overwritten(plan: Callable[..., Plan], tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(REQUEST)
+    open_output(plan(data=REQUESTS))
+    fill(tmp_path / "out", ["output.jsonl"])  # as if it had run
+    open_output(plan(data=REQUESTS))
+    open_output(plan(data=REQUESTS, output={"overwrite": True}))
+    assert not (tmp_path / "out" / "output.jsonl").exists()
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_joined_answers_do_not_replace_the_input(plan: Callable[..., Plan], tmp_path: Path, is_over: bool) -> None:
+    source = tmp_path / "out" / "output.jsonl"
+    source.parent.mkdir()
+    source.write_text(REQUEST)
+    message = refused(plan(data={**REQUESTS, "input": str(source)}, output={"overwrite": is_over}))
+    assert "its output.jsonl is the input" in message
+    assert source.read_text() == REQUEST
+
+
+TALK = [{"role": "user", "content": "why"}]
+
+
+def talks(tmp_path: Path, *files: list[Any]) -> dict[str, Any]:
+    """Writes files of one column, and returns the node `data` that says it holds messages."""
+    folder = tmp_path / "talks"
+    folder.mkdir()
+    for number, values in enumerate(files):
+        lines = [value if value == "{" else json.dumps({"talk": value}) for value in values]
+        (folder / f"{number}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    return {"prompt": None, "messages": "talk", "input": str(folder)}
+
+
+@pytest.mark.parametrize("values", [["why"], ["why", None], [3, 4], ["[]"], ['["why"]'], ["why"] * 200])
+def test_a_column_without_any_messages_is_refused(plan: Callable[..., Plan], tmp_path: Path, values: list[Any]) -> None:
+    assert "data.messages names the column 'talk'" in refused(plan(data=talks(tmp_path, values)))
+    assert not (tmp_path / "out" / "_manta").exists()
+
+
+@pytest.mark.parametrize(
+    "several",
+    [
+        [["why", None, json.dumps(TALK)]],
+        [[None], [json.dumps(TALK)]],
+        [[None] * 300 + [json.dumps(TALK)]],
+        [["{"] * 120 + [json.dumps(TALK)]],
+        [[None]],
+        [[TALK]],
+    ],
+)
+def test_one_row_of_messages_is_enough_and_nulls_say_nothing(
+    plan: Callable[..., Plan], tmp_path: Path, several: list[list[Any]]
+) -> None:
+    open_output(plan(data=talks(tmp_path, *several)))
+
+
+def test_a_job_that_goes_on_is_not_asked_again(plan: Callable[..., Plan], tmp_path: Path) -> None:
+    data = talks(tmp_path, [json.dumps(TALK)])
+    open_output(plan(data=data))
+    (tmp_path / "talks" / "0.jsonl").write_text('{"talk": "why"}\n')
+    open_output(plan(data=data))
+
+
+def test_a_file_that_cannot_be_read_is_left_to_the_job(plan: Callable[..., Plan], tmp_path: Path) -> None:
+    folder = tmp_path / "talks"
+    folder.mkdir()
+    pq.write_table(pa.table({"talk": [json.dumps(TALK)] * 50}), folder / "a.parquet")
+    raw = bytearray((folder / "a.parquet").read_bytes())
+    raw[4:40] = b"\xff" * 36
+    (folder / "a.parquet").write_bytes(raw)
+    open_output(plan(data={"prompt": None, "messages": "talk", "input": str(folder)}))
 
 
 @pytest.mark.parametrize("former", [PART, "part-0123456789ab.jsonl", f"failed/{PART}"])

@@ -187,24 +187,6 @@ def test_an_input_that_is_no_path_is_refused(
     assert refused(data={"input": value}).startswith("data.input")
 
 
-@pytest.mark.parametrize("values", [["why"], ["why", None], [3, 4], ["[]"], ['["why"]'], [None]])
-def test_a_column_without_any_messages_is_refused(
-    refused: Callable[..., str], tmp_path: Path, values: list[Any]
-) -> None:
-    table = tmp_path / "talks.jsonl"
-    table.write_text("".join(json.dumps({"talk": value}) + "\n" for value in values))
-    line = refused(data={"prompt": None, "messages": "talk", "input": str(table)})
-    assert "data.messages names the column 'talk'" in line
-    assert "\n" not in line
-
-
-def test_one_row_of_messages_is_enough(plan: Callable[..., Plan], tmp_path: Path) -> None:
-    table = tmp_path / "talks.jsonl"
-    rows = ["why", None, json.dumps([{"role": "user", "content": "why"}])]
-    table.write_text("".join(json.dumps({"talk": value}) + "\n" for value in rows))
-    assert plan(data={"prompt": None, "messages": "talk", "input": str(table)}).source.rows == 3
-
-
 def test_a_template_that_names_a_missing_column_is_refused(refused: Callable[..., str]) -> None:
     assert refused(data={"prompt": "{{ p }}"}).startswith("data.prompt names the column 'p'")
 
@@ -217,6 +199,7 @@ def test_an_unknown_engine_argument_is_refused_with_the_nearest_name(
     assert message.startswith("engine.vllm.enforce_eage")
     assert "did you mean 'enforce_eager'?" in message
     assert plan(engine={"vllm": {"enforce_eager": True}}).source.rows == 2
+    assert "is Manta's own" in refused(engine={"vllm": {"worker_extension_cls": "mine.Worker"}})
 
 
 def test_cuda_without_a_gpu_is_refused(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,6 +154,7 @@ async def test_an_answer_is_no_input_of_a_batch(client: openai.AsyncOpenAI, tmp_
         ("GET", "/v1/files/x/y", {}, 404),
         ("GET", "/v1/files?limit=0", {}, 400),
         ("GET", "/v1/files?limit=99999999999999999999", {}, 400),
+        ("GET", "/v1/files?limit=0000015000000", {}, 400),
         ("GET", "/v1/files?limit=x", {}, 400),
         ("GET", "/v1/files?order=up", {}, 400),
         ("GET", "/v1/files?after=file-x", {}, 400),
