@@ -180,13 +180,22 @@ def test_two_units_of_one_replica_run_an_equal_request_once(folder: Folder, clai
         ask(*arguments)  # type: ignore[arg-type]
 
     engine.ask = held  # type: ignore[method-assign, assignment]
+    desks = [PlainDesk(claims, f"a/{unit}") for unit in (UNIT, OTHER)]
+    has_claimed, claim = threading.Event(), desks[1].claim
+
+    def told(keys: list[bytes]) -> Any:
+        answer = claim(keys)
+        has_claimed.set()
+        return answer
+
+    desks[1].claim = told  # type: ignore[method-assign]
     with ThreadPoolExecutor(2) as pool:
-        desks = [PlainDesk(claims, f"a/{unit}") for unit in (UNIT, OTHER)]
         first = pool.submit(run, folder, requests(1), engine, "a", desks[0])
         assert is_asked.wait(5)
         second = pool.submit(run, folder, requests(1), engine, "a", desks[1], unit=OTHER)
+        assert has_claimed.wait(5)
         with pytest.raises(TimeoutError):
-            second.result(0.5)  # it waits for the first, not for its thread to begin
+            second.result(0.1)  # it waits for the first
         may_go.set()
         assert set(first.result(5).outcomes) == set(second.result(5).outcomes) == {entry(1)}
     assert engine.ran == [1]
