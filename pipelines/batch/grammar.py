@@ -17,7 +17,7 @@ from serve.engine.errors import RequestRejected
 from serve.engine.vllm.compiler import REFUSED
 from serve.engine.vllm.grammar import grammar_fields
 
-COMPILE_S = 20.0
+COMPILE_S = 60.0
 """What takes longer to compile is left to the engine."""
 
 
@@ -49,9 +49,7 @@ def read_json_schema(sampling: SamplingSpec) -> SamplingSpec:
 
 
 def check_grammar(sampling: SamplingSpec, arguments: Mapping[str, Any]) -> None:
-    """Compiles the grammar as the engine will: what the compiler refuses fails every row, after the engine's start.
-
-    vLLM refuses some more by itself, such as ``uniqueItems``: its own list of what xgrammar lets pass unkept.
+    """Compiles the grammar as the engine will: what it refuses fails every row, after its start.
 
     Args:
         sampling: the job's, its schema read.

@@ -13,6 +13,7 @@ from conf.schema.sampling import SamplingSpec
 from pipelines.batch import grammar
 from pipelines.batch.grammar import check_grammar, read_json_schema
 
+pytestmark = pytest.mark.timeout(120)  # some import vLLM
 SCHEMA = {"type": "object", "properties": {"ü": {"type": "string"}}, "additionalProperties": False}
 
 
@@ -93,6 +94,7 @@ def test_a_folder_is_no_schema(tmp_path: Path) -> None:
         ({"regex": "a\x00"}, "NUL"),
         ({"json_schema": '{"type": "strng"}'}, 'Unsupported type "strng"'),
         ({"json_schema": '{"$ref": "http://host/x"}'}, "only #/... can be resolved"),
+        ({"json_schema": '{"type": "array", "uniqueItems": true}'}, "does not keep uniqueItems as it is used here"),
     ],
 )
 def test_a_grammar_that_would_fail_every_row_is_refused(sampling: dict[str, Any], said: str) -> None:
@@ -102,9 +104,15 @@ def test_a_grammar_that_would_fail_every_row_is_refused(sampling: dict[str, Any]
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("sampling", [{}, {"regex": "[a-c]{1,3}"}, {"json_schema": "{}"}, {"choice": ["a"]}])
+DATED = '{"type": "object", "properties": {"day": {"type": "string", "format": "date"}}}'
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [{}, {"regex": "[a-c]{1,3}"}, {"json_schema": "{}"}, {"json_schema": DATED}, {"choice": ["a"]}],
+)
 def test_a_grammar_that_compiles_is_none_of_the_users_mistakes(sampling: dict[str, Any]) -> None:
-    check_grammar(SamplingSpec(**sampling), {"structured_outputs_config": {"disable_any_whitespace": True}})
+    check_grammar(SamplingSpec(**sampling), {"structured_outputs_config": {"backend": "xgrammar"}})
 
 
 @pytest.mark.parametrize("own", [{"backend": "guidance"}, {"disable_any_whitespace": False}, {}, "guidance"])
