@@ -16,6 +16,7 @@ from conf.schema.engine import Device, EngineKind
 from conf.schema.serve import ServeJob
 from conf.schema.task import Task
 from serve.autoscale.watch import Report
+from serve.batches.document import PATHS
 from serve.catalogue import read_now
 from serve.engine.errors import EngineDead
 from serve.engine.speed import Speed
@@ -90,7 +91,7 @@ class Replica(Calls):
         self._api = api = await self._start()
         shape_errors(api.app)
         straighten(api.app, EXPOSED)
-        complete_document(api.app, job.batches.path is not None)
+        complete_document(api.app, {} if job.batches.path is None else PATHS)
         app: ASGIApp = Listing(api.app, read_now, [job.model.name, *job.model.adapters])
         if job.engine.is_elastic:
             app = self._load = Load(app, job.autoscale, api.waiting)

@@ -122,17 +122,18 @@ def make_plan(job: BatchJob, now: float | None = None) -> Plan:
     else:
         _check_columns(job, columns, names)
         MessageBuilder(job.data, columns)  # finds the templates' mistakes; readers build their own
-    if job.engine.kind is EngineKind.vllm and job.task is Task.generate:
-        check_grammar(job.sampling, job.engine.vllm)
     fingerprint = fingerprint_model(job.model)
     kind = _output_format(job)
     device = decide_device(job.engine, job.cluster)
+    root = _output_root(job, now)
+    if job.engine.kind is EngineKind.vllm and job.task is Task.generate:
+        check_grammar(job.sampling, job.engine.vllm)  # last: it takes seconds
     suffix = "parquet" if kind is OutputFormat.parquet else "jsonl"
     return Plan(
         job=job,
         source=source.first(job.data.limit),
         whole=source,
-        output=Folder(root=_output_root(job, now), suffix=suffix),
+        output=Folder(root=root, suffix=suffix),
         format=kind,
         identity=Identity(
             model=job.model,

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from conf.errors import UserError
-from conf.schema.data import DataFormat
 from conf.schema.output import OnChange, OutputFormat
 from pipelines.batch.plan import Plan
 from pipelines.batch.prompter import check_messages
@@ -76,8 +75,8 @@ def open_output(plan: Plan) -> Work:
         _check_strangers(plan, folder, former is not None and was_joined == _joins(plan))
         if plan.job.output.overwrite:
             _delete(folder, [*written, *(JOINED if was_joined else ())], plan.whole)
-            written = {}
-        return _continue(plan, folder, written)
+            written, former = {}, None
+        return _continue(plan, folder, written, former)
     except UserError:
         raise
     except (OSError, ValueError) as error:
@@ -109,15 +108,14 @@ def _check_strangers(plan: Plan, folder: Folder, is_ours: bool) -> None:
         )
 
 
-def _continue(plan: Plan, folder: Folder, written: dict[str, int]) -> Work:
-    former = read_spec(folder)
+def _continue(plan: Plan, folder: Folder, written: dict[str, int], former: JobSpec | None) -> Work:
     parts = {PurePosixPath(name).stem.removeprefix("part-") for name in written if "part-" in name}
     if former is None and parts:
         raise UserError(
             f"output.path={folder.root.path}: it holds part files, but no job of Manta's to go on with; choose another,"
             " or output.overwrite=true"
         )
-    if former is None and plan.job.data.format is not DataFormat.openai_batch:
+    if former is None:
         check_messages(plan.source, plan.job.data)
     spec = JobSpec(
         decides=plan.decides,

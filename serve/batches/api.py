@@ -19,7 +19,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from conf.schema.batches import BatchesSpec
-from serve.batches.ask import asked_batch
+from serve.batches.ask import MAX_FILES, MAX_PAGE, PURPOSES, asked_batch
 from serve.batches.records import ENDED, Kind, Object
 from serve.batches.shelf import Shelf, batch_object
 from serve.middleware.answer import ASGIApp, Message, Receive, Refused, error_body
@@ -27,8 +27,6 @@ from serve.middleware.body import CLOSE, FORM, FORM_BYTES, too_large
 from serve.middleware.header import media_type
 
 MAX_FILENAME = 255
-_PURPOSES = ("batch",)
-_MAX_PAGE, _MAX_FILES = 100, 10_000
 
 
 class BatchApi:
@@ -63,8 +61,8 @@ class BatchApi:
                 sent, purpose = form.get("file"), form.get("purpose")
                 if not isinstance(sent, UploadFile):
                     raise Refused(400, "The form has no file.", code="invalid_value")
-                if purpose not in _PURPOSES:
-                    raise Refused(400, f"purpose must be {', '.join(_PURPOSES)}.", code="invalid_value")
+                if purpose not in PURPOSES:
+                    raise Refused(400, f"purpose must be {', '.join(PURPOSES)}.", code="invalid_value")
                 if (sent.size or 0) > spec.max_file_bytes:
                     raise too_large(spec.max_file_bytes)
                 size, name = sent.size or 0, (sent.filename or "file")[:MAX_FILENAME]
@@ -150,7 +148,7 @@ class BatchApi:
     async def _page(self, request: Request, kind: Kind) -> Response:
         query = request.query_params
         limit = query.get("limit", "20")
-        most = _MAX_FILES if kind is Kind.file else _MAX_PAGE
+        most = MAX_FILES if kind is Kind.file else MAX_PAGE
         if not limit.isdecimal() or len(limit) > 5 or not 1 <= int(limit) <= most:
             raise Refused(400, f"limit must be a whole number from 1 to {most}.", code="invalid_value", param="limit")
         order = query.get("order", "desc")
@@ -193,9 +191,8 @@ def _bounded(receive: Receive, max_bytes: int) -> Receive:
 
 
 async def _refused(_: Request, refused: Any) -> Response:
-    body = error_body(refused.message, refused.kind, refused.code, refused.param)
     headers = {"content-type": "application/json", **dict(refused.headers)}
-    return Response(body, refused.status, headers)
+    return Response(refused.body, refused.status, headers)
 
 
 async def _http(_: Request, error: Any) -> Response:

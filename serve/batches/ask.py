@@ -14,6 +14,10 @@ from serve.batches.records import Object
 from serve.middleware.answer import Refused
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+PURPOSES = ("batch",)
+"""What a file may be for."""
+MAX_PAGE, MAX_FILES = 100, 10_000
+"""Batches, and files, that a list shows at a time."""
 MAX_ERRORS = 100
 """A batch that is refused names so many of its lines."""
 _WINDOW = re.compile(r"([1-9][0-9]{0,5})([mhd])")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from conf.schema.cache import CacheKind, CacheSpec
+from serve.cache.store import redis_url
 
 PATIENCE_S = 1.0
 _PORTS = {"http": 80, "https": 443}
@@ -15,7 +15,7 @@ _PORTS = {"http": 80, "https": 443}
 
 def unreached(spec: CacheSpec) -> Iterator[str]:
     """Yields a sentence for each server that does not answer from this machine; replicas may have another way to it."""
-    if spec.kind is CacheKind.redis and (why := _redis_fault(os.environ.get("MANTA_REDIS_URL") or spec.url)):
+    if spec.kind is CacheKind.redis and (why := _redis_fault(redis_url(spec))):
         yield f"cache=redis: Redis does not answer here ({why}); where replicas do not reach it either, nothing is kept"
     if spec.semantic.enabled and (why := _endpoint_fault(spec.semantic.url)):
         parts = urlsplit(spec.semantic.url)  # its query may hold a key

@@ -128,6 +128,11 @@ class RedisStore:
         return answered
 
 
+def redis_url(spec: CacheSpec) -> str:
+    """Returns where Redis is: the environment comes first."""
+    return os.environ.get("MANTA_REDIS_URL") or spec.url
+
+
 def build_store(spec: CacheSpec) -> Store | None:
     """Returns the store that a configuration asks for; null where there is none. Connects to nothing yet.
 
@@ -138,7 +143,6 @@ def build_store(spec: CacheSpec) -> Store | None:
         return None
     if spec.kind is CacheKind.memory:
         return MemoryStore(spec)
-    url = os.environ.get("MANTA_REDIS_URL")
-    if url:
-        check_redis_url(url, "the environment variable MANTA_REDIS_URL")
-    return RedisStore(spec, url or spec.url)
+    url = redis_url(spec)
+    check_redis_url(url, "the environment variable MANTA_REDIS_URL")  # cache.url was checked as it was read
+    return RedisStore(spec, url)

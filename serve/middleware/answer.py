@@ -31,6 +31,11 @@ class Refused(Exception):
         self.status, self.message, self.kind, self.code, self.headers = status, message, kind, code, headers
         self.param = param
 
+    @property
+    def body(self) -> bytes:
+        """The error as JSON."""
+        return error_body(self.message, self.kind, self.code, self.param)
+
 
 async def nothing() -> None:
     """What a ``send`` that is a plain function returns where it passes nothing on."""

@@ -29,7 +29,7 @@ class Listing:
         asked = scope.get("manta", {}).get("body", {}).get("model")
         if isinstance(asked, str):
             if asked not in self._own and (catalogue := await self._know()) is not None:
-                send = _naming(send, asked, [entry.name for entry in catalogue.entries])
+                send = _naming(send, asked, catalogue)
             await self._app(scope, receive, send)
             return
         if scope["type"] != "http" or scope["method"] != "GET" or not scope["path"].startswith(MODELS):
@@ -43,13 +43,12 @@ class Listing:
         cards = [_card(entry, catalogue) for entry in catalogue.entries] if catalogue else []
         found = {"object": "list", "data": cards} if not name else next((c for c in cards if c["id"] == name), None)
         if found is None:
-            names = [entry.name for entry in catalogue.entries] if catalogue else []
-            await refuse(send, 404, _lacks(name, names), "not_found_error", "model_not_found", param="model")
+            await refuse(send, 404, _lacks(name, catalogue), "not_found_error", "model_not_found", param="model")
         else:
             await answer(send, 200, msgspec.json.encode(found), [("content-type", "application/json")])
 
 
-def _naming(send: Send, asked: str, names: list[str]) -> Send:
+def _naming(send: Send, asked: str, catalogue: Catalogue) -> Send:
     """Returns a ``send`` that says of a 404 which models there are; who else answers may be newer than the list."""
     is_refused = False
 
@@ -57,14 +56,15 @@ def _naming(send: Send, asked: str, names: list[str]) -> Send:
         nonlocal is_refused
         if message["type"] == "http.response.start" and message["status"] == 404:
             is_refused = True
-            await refuse(send, 404, _lacks(asked, names), "not_found_error", "model_not_found", param="model")
+            await refuse(send, 404, _lacks(asked, catalogue), "not_found_error", "model_not_found", param="model")
         elif not is_refused:
             await send(message)
 
     return pass_on
 
 
-def _lacks(asked: str, names: list[str]) -> str:
+def _lacks(asked: str, catalogue: Catalogue | None) -> str:
+    names = [entry.name for entry in catalogue.entries] if catalogue else []
     shown = ", ".join(names[:SHOWN_NAMES]) + (", ..." if len(names) > SHOWN_NAMES else "")
     return f"There is no model '{asked[:SHOWN_CHARS]}'{f'; there are {shown}' if names else ''}."
 

@@ -29,7 +29,9 @@ EXPOSED = frozenset(
 )
 """Every path that is answered, and what names a model below `MODELS`; another one is 404, whatever vLLM has there."""
 MODELS, FILES, BATCHES = "/v1/models", "/v1/files", "/v1/batches"
-_KEPT = re.compile(rf"({FILES}|{BATCHES})(?:/[a-z0-9_-]{{1,64}}(?:/content|/cancel)?)?")
+ID = "[a-z0-9_-]{1,64}"
+"""What a file or a batch is called, as a pattern."""
+_KEPT = re.compile(rf"({FILES}|{BATCHES})(?:/{ID}(?:/content|/cancel)?)?")
 
 
 def kept_route(path: str) -> str | None:

@@ -63,7 +63,7 @@ class OpenAiApp:
                 return await self._streamed(http, asked, form)
             completions = await _unless_left(http, asyncio.gather(*map(self._whole, asked.requests)))
         except Refused as refused:
-            body = error_body(refused.message, refused.kind, refused.code)
+            body = refused.body
             return Response(body, refused.status, media_type="application/json")
         except RequestRejected as error:
             return Response(

@@ -17,6 +17,8 @@ MAY_REFUSE = (
     *("propertyNames", "uniqueItems"),
 )
 """Source: vllm/v1/structured_output/backend_xgrammar.py, has_xgrammar_unsupported_json_features (0.32)."""
+OTHER_COMPILER = " (engine.vllm.structured_outputs_config.backend=guidance takes others)"
+"""What to do about what xgrammar does not keep."""
 _PLACE_IN_SOURCE = re.compile(r"\[\d\d:\d\d:\d\d\] \S+\.cc:\d+: ")
 """What xgrammar puts before its messages: the time, and a line of its C++."""
 
@@ -40,10 +42,7 @@ def main() -> int:
         print(compiler_message(error))
         return REFUSED
     if "json" in fields and (found := _passed_over(fields["json"])):
-        print(
-            f"xgrammar does not keep {' or '.join(found)} as it is used here"
-            " (engine.vllm.structured_outputs_config.backend=guidance takes others)"
-        )
+        print(f"xgrammar does not keep {' or '.join(found)} as it is used here{OTHER_COMPILER}")
         return REFUSED
     return 0
 

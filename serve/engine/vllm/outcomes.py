@@ -19,7 +19,7 @@ from serve.engine.protocol import (
     Sample,
     TokenLogprob,
 )
-from serve.engine.vllm.compiler import compiler_message
+from serve.engine.vllm.compiler import OTHER_COMPILER, compiler_message
 from serve.engine.vllm.grammar import has_grammar
 
 
@@ -92,7 +92,7 @@ def rejected(error: BaseException) -> RequestRejected:
     if "longer than the maximum model length" in text or "maximum context length" in text:
         return RequestRejected("prompt_too_long", text)
     if "not supported by xgrammar" in text:
-        text += " (engine.vllm.structured_outputs_config.backend=guidance takes others)"
+        text += OTHER_COMPILER
     is_grammar = any(word in text.lower() for word in ("grammar", "json schema", "structured_outputs"))
     return RequestRejected("bad_grammar" if is_grammar else "engine_rejected", text)
 

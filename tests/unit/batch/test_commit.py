@@ -1,4 +1,7 @@
-"""Writing a unit: answers, dead letters, the mark, and what of the log remains."""
+"""Writing a unit: answers, dead letters, the mark, and what of the log remains.
+
+One file, though it is long: all commit small units into a folder of their own.
+"""
 
 from __future__ import annotations
 

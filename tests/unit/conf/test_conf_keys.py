@@ -4,7 +4,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
-from enum import Enum
+from enum import Enum, EnumType
 from typing import Any, get_type_hints
 
 import pytest
@@ -74,7 +74,9 @@ def test_type_names_are_as_people_write_them():
 def test_every_documented_field_of_a_job_has_its_documentation(cls: type):
     expected = dict(documented(cls))
     assert len(expected) > 5
-    assert {key.name: key.doc for key in keys_of(cls) if key.name in expected} == expected
+    said = {key.name: key.doc for key in keys_of(cls) if key.doc}
+    of_choices = {key.name for key in keys_of(cls) if key.name not in expected and isinstance(key.type, EnumType)}
+    assert {name: doc for name, doc in said.items() if name not in of_choices} == expected
 
 
 def test_every_group_has_keys():
